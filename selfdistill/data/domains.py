@@ -90,7 +90,9 @@ def read_labelled(source: str, folder: Path, card: Mapping[str, Any], target: st
         DataError: they cannot be read, do not fit the model, or one has no label or an unknown one.
     """
     if is_table(source, named=target is not None):
-        rows, _ = _table_rows(source, folder, card, target, None)
+        rows, _ = _table_rows(source, folder, card, target, None, labelled=True)
+    elif card["kind"] != "image":
+        raise DataError(f"{source}: the model was trained on a table; give one")
     else:
         listed = image_lists.list_images(sources.existing(source), target)
         rows, _ = _read_rows(source, listed.rows, card, listed.note)
@@ -161,9 +163,9 @@ def _class_numbers(texts: Sequence[str], codes: Any, card: Mapping[str, Any], pl
 
 
 def _table_rows(
-    source: str, folder: Path, card: Mapping[str, Any], target: str | None, order: str | None
+    source: str, folder: Path, card: Mapping[str, Any], target: str | None, order: str | None, labelled: bool = False
 ) -> tuple[NewRows, Order]:
-    """The rows of a table and their order."""
+    """The rows of a table and their order; where they must be ``labelled``, it has a target."""
     if card["kind"] != "table":
         raise DataError(f"{source} is a table, and the model reads images; give images")
     if not (folder / PREPROCESSOR).exists():
@@ -175,6 +177,9 @@ def _table_rows(
     table = read_table(path, () if target is None else (target,))
     ordered = _in_file(table.rows) if order is None else row_order(order, table)
     place, y = f"{path}: column '{target}'", torch.full((table.rows,), -1)
+    if labelled and target not in table.columns:
+        told = f"'{target}', which is the target" if target else "the target (--target)"
+        raise DataError(f"{path}: no column is called {told}; it has: {', '.join(table.names)}")
     if target is not None and target in table.columns:
         cells = column_types.cells_of(table.take(target), place)
         y = _class_numbers(cells.texts, cells.codes, card, place)

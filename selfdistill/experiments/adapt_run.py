@@ -20,7 +20,6 @@ from ..evaluation.statistics import accuracy_interval
 from ..io.display import plural
 from ..io.expressions import one_line
 from ..io.run_record import Request
-from ..methods import Recipe
 from ..methods.registry import read_method
 from ..models import store
 from ..models.growth import single_build
@@ -28,8 +27,7 @@ from ..training import reservoir
 from ..training.stream import LEAVE_OUT, fit_adapt, task_accuracy
 from ..training.task_type import FigureTable, Listeners, Rows
 from .network_run import STEPS, NetworkRun
-from .network_task import NetworkTaskType
-from .stream_run import check_recipe, read_base
+from .stream_run import SequenceTaskType, check_recipe, read_base
 
 #: options of a run that an adaptation has no use for
 _FIXED = (
@@ -78,6 +76,9 @@ class AdaptRun(NetworkRun):
         )
         return "\n".join(filter(None, (note, self.data.skip_note)))
 
+    def title(self, generation: int) -> str:
+        return "the adapted model"
+
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """Domain after domain, then all rows at once for as many steps; each goes on from its checkpoints."""
         request, begin = self.request, listeners.progress
@@ -86,7 +87,6 @@ class AdaptRun(NetworkRun):
             "warm": request.warm,
             "resume": True,
             "device": request.device,
-            "warn": listeners.warn,
             **self.settings,
         }
         trained = fit_adapt(
@@ -97,6 +97,7 @@ class AdaptRun(NetworkRun):
             self.domains,
             out=folder,
             progress=begin(f"{self.expression}, domain after domain"),
+            warn=listeners.warn,
             **common,
         )
         models = {"before": self.before, "method": trained.model.cpu()}
@@ -110,9 +111,12 @@ class AdaptRun(NetworkRun):
                 every,
                 out=folder / "at_once",
                 progress=begin(AT_ONCE),
+                warn=listeners.warn_of(AT_ONCE),
                 **common,
             ).model.cpu()
         result = self._result(folder, trained, None, False)
+        result.pop("plain", None)  # plain() learns pseudo-labels here and is no baseline
+        result["reliability"] = {self.title(0): result["reliability"][self.title(0)]}
         result["adapt"] = adapt = self._scores(models)
         if adapt["gain"]["high"] < 0:  # nobody is served a model that is shown to be worse
             trained = replace(trained, model=self.before)
@@ -241,16 +245,11 @@ def _data(request: Request, place: Path, card: Mapping[str, Any], new: domains.N
     )
 
 
-class AdaptTaskType(NetworkTaskType):
+class AdaptTaskType(SequenceTaskType):
     """Finished runs of networks that adapt to unlabelled domains."""
 
     name, learner, title = "adapt", "adaptations", "For adaptation"
     about = "Finished runs that adapt to unlabelled rows whose distribution moves."
-    audited = False
-
-    def recipes(self) -> Mapping[str, Recipe]:
-        """None of its own: those of networks."""
-        return {}
 
     def serves(self, request: Request) -> bool:
         return request.adapt is not None
@@ -263,6 +262,19 @@ class AdaptTaskType(NetworkTaskType):
         how = "warm starts" if result["adapt"]["warm"] else "a fresh network each"
         names = {"before": "the run before", "at_once": AT_ONCE, "method": f"domain after domain, {how}"}
         return [(names[name], result["adapt"][name]) for name in names if name in result["adapt"]]
+
+    def part(self, generation: int) -> str:
+        return f"domain {generation + 1}"
+
+    def explain(self, expression: str, example: str | None = None) -> dict[str, Any]:
+        """The recipe, as what learns the pseudo-labels of a domain."""
+        card = super().explain(expression, example)
+        summary = (
+            "Gradual self-training: the model of the last domain labels the next one, and a network learns these "
+            f"pseudo-labels by {expression}. {card['summary']}"
+        )
+        source = "Kumar, Ma and Liang, Understanding Self-Training for Gradual Domain Adaptation, ICML 2020; "
+        return {**card, "summary": summary, "source": source + card["source"]}
 
     def tables(self, result: dict[str, Any]) -> list[FigureTable]:
         """The accuracy by domain."""

@@ -191,6 +191,10 @@ class NetworkRun:
         """What a person should know of the data."""
         return self.data.note
 
+    def title(self, generation: int) -> str:
+        """The name of the final model in the report."""
+        return f"generation {generation}, the method's best"
+
     def threads(self) -> int:
         """Threads for this model and batch; where the model does not run, the dry run will say why."""
         rows = torch.cat([self.data.labelled, self.data.unlabelled])
@@ -282,7 +286,7 @@ class NetworkRun:
             "passes": trained.passes._asdict(),
         }
         weights = trained.generations[trained.final_generation].weights
-        shown_models = {f"generation {trained.final_generation}, the method's best": (trained, weights)}
+        shown_models = {self.title(trained.final_generation): (trained, weights)}
         if against is not None:
             last = against.generations[-1]
             shown_models = {"plain": (against, last.weights), **shown_models}

@@ -17,6 +17,7 @@ from ..data.dataset import PREPROCESSOR, Data, load, saved_column_types
 from ..data.images import idx_files
 from ..data.table_files import is_table
 from ..errors import CheckpointError, DataError, RecipeError
+from ..evaluation.label_errors import read_conflicts
 from ..evaluation.predict import predict, task_outputs
 from ..io.expressions import one_line
 from ..io.run_record import Request, read_record
@@ -61,30 +62,56 @@ def _tasks(data: Data, request: Request) -> tuple[StreamTasks, StreamTasks, list
         return column_tasks(data)
     classes = class_tasks(data, request.tasks or 0, request.seed)
     taught, tested = (StreamTasks(rows_of_tasks(data, classes, ids), classes) for ids in (data.labelled, data.test))
-    return taught, tested, [", ".join(data.classes[c] for c in task.tolist()) for task in classes]
+    return taught, tested, [", ".join(data.classes[c] for c in sorted(task.tolist())) for task in classes]
 
 
 class StreamRun(NetworkRun):
     """A run of a stream with every choice made; epochs and steps are those of a task."""
+
+    def title(self, generation: int) -> str:
+        return f"after task {generation + 1}, the last one"
 
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """The method, then naive training, then joint training of as many steps; each goes on from its checkpoints."""
         taught, tested, names = _tasks(self.data, self.request)
         tasks = taught.rows
         settings = {**self.settings, "audit": "off", "batch_size": min(self.settings["batch_size"], *map(len, tasks))}
-        common: dict[str, Any] = {"resume": True, "device": self.request.device, "warn": listeners.warn}
+        common: dict[str, Any] = {"resume": True, "device": self.request.device}
         begin, build, data = listeners.progress, self.build, self.data
         trained = fit_stream(
-            build, data, self.method, tasks, out=folder, progress=begin(self.expression), **common, **settings
+            build,
+            data,
+            self.method,
+            tasks,
+            out=folder,
+            progress=begin(self.expression),
+            warn=listeners.warn,
+            **common,
+            **settings,
         )
         others = {}
         if self.request.control:
             others["naive"] = fit_stream(
-                build, data, plain(), tasks, out=folder / "naive", progress=begin(NAMES["naive"]), **common, **settings
+                build,
+                data,
+                plain(),
+                tasks,
+                out=folder / "naive",
+                progress=begin(NAMES["naive"]),
+                warn=listeners.warn_of(NAMES["naive"]),
+                **common,
+                **settings,
             )
             wide = {**settings, "steps": trained.steps, "batch_size": batch_size_for(data, plain())}
             others["joint"] = fit(
-                build, data, plain(), out=folder / "joint", progress=begin(NAMES["joint"]), **common, **wide
+                build,
+                data,
+                plain(),
+                out=folder / "joint",
+                progress=begin(NAMES["joint"]),
+                warn=listeners.warn_of(NAMES["joint"]),
+                **common,
+                **wide,
             )
         for training in (trained, *others.values()):
             training.model.cpu()
@@ -100,16 +127,30 @@ class StreamRun(NetworkRun):
         return result
 
 
-class StreamTaskType(NetworkTaskType):
-    """Networks whose classes come in tasks, one after another."""
+class SequenceTaskType(NetworkTaskType):
+    """What streams, updates and adaptations share: the recipes of networks, no audit, and no scores of labels."""
 
-    name, learner, title = "stream", "streams of tasks", "For streams"
-    about = "Classes or domains that come in tasks, one after another."
     audited = False
 
     def recipes(self) -> Mapping[str, Recipe]:
         """None of its own: those of networks."""
         return {}
+
+    def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
+        """Equal rows with different labels; else refused: labels are scored where all are learnt at once."""
+        if conflicts := read_conflicts(folder, top):
+            return conflicts
+        raise CheckpointError(
+            f"{folder} has no scores of its labels: it is one of {self.learner}; train on all labelled rows at once by "
+            "`selfdistill run DATA`, and ask that run"
+        )
+
+
+class StreamTaskType(SequenceTaskType):
+    """Networks whose classes come in tasks, one after another."""
+
+    name, learner, title = "stream", "streams of tasks", "For streams"
+    about = "Classes or domains that come in tasks, one after another."
 
     def serves(self, request: Request) -> bool:
         return request.tasks is not None
@@ -127,6 +168,9 @@ class StreamTaskType(NetworkTaskType):
     def rows(self, result: dict[str, Any]) -> Rows:
         """The method, naive and joint training."""
         return [(NAMES.get(name, result["method"]), _metrics(result, name)) for name in _trained(result)]
+
+    def part(self, generation: int) -> str:
+        return f"task {generation + 1}"
 
     def tables(self, result: dict[str, Any]) -> list[FigureTable]:
         """The accuracy by task."""
@@ -215,20 +259,23 @@ class UpdateRun(NetworkRun):
             )
         return "\n".join(lines)
 
+    def title(self, generation: int) -> str:
+        return "the updated model"
+
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """The method, then naive training of as many steps; each goes on from its checkpoints."""
-        common: dict[str, Any] = {"resume": True, "device": self.request.device, "warn": listeners.warn}
+        common: dict[str, Any] = {"resume": True, "device": self.request.device}
         begin, build, data = listeners.progress, self.build, self.data
         settings = {**self.settings, "batch_size": min(self.settings["batch_size"], len(self.data.labelled))}
         trained = fit_update(
             build, data, self.method, self.before, self.sample, out=folder, progress=begin(self.expression),
-            **common, **settings,
+            warn=listeners.warn, **common, **settings,
         )  # fmt: skip
         models = {"before": self.before, "method": trained.model.cpu()}
         if self.request.control:
             naive = fit_update(
                 build, data, plain(), self.before, {}, out=folder / "naive", progress=begin(NAMES["naive"]),
-                **common, **settings,
+                warn=listeners.warn_of(NAMES["naive"]), **common, **settings,
             )  # fmt: skip
             models["naive"] = naive.model.cpu()
         result = self._result(folder, trained, None, False)
@@ -386,16 +433,11 @@ def prepare_update(request: Request) -> UpdateRun:
     )
 
 
-class UpdateTaskType(NetworkTaskType):
+class UpdateTaskType(SequenceTaskType):
     """Finished runs of networks that go on with new rows or classes."""
 
     name, learner, title = "update", "updates", "For updates"
     about = "Finished runs that go on with new data."
-    audited = False
-
-    def recipes(self) -> Mapping[str, Recipe]:
-        """None of its own: those of networks."""
-        return {}
 
     def serves(self, request: Request) -> bool:
         return request.update is not None

@@ -224,6 +224,9 @@ class Request:
     def __post_init__(self) -> None:
         if fault := field_fault(self):
             raise DataError(fault)
+        for name in ("order", "domains", "leave_out", "verify", "warm"):
+            if self.adapt is None and getattr(self, name):
+                raise DataError(f"{name.replace('_', ' ')} has a meaning for an adaptation alone; leave it out")
 
     def to_json(self) -> dict[str, Any]:
         later = {

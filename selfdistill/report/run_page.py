@@ -126,17 +126,18 @@ def _learning(
     series = []
     for g in sorted({line["generation"] for line in lines}):
         points = [(starts[g] + line["step"], _audit_score(line)) for line in lines if line["generation"] == g]
-        series.append(Series(f"generation {g}", points))
+        series.append(Series(task.part(g), points))
     if control:
         series.append(Series(control_name, [(line["step"], _audit_score(line)) for line in control], apart=True))
     marks = [
         Mark(starts[g["generation"] + 1], "accepted" if g["decision"]["accepted"] else "rolled back", _accepted(g))
         for g in (result or {}).get("generations", [])
-        if g["generation"] and g["generation"] + 1 in starts
+        if task.audited and g["generation"] and g["generation"] + 1 in starts
     ]
     metric = "RMSE" if any("rmse" in line.get("audit", {}) for line in lines) else "accuracy"
     share, name = metric == "accuracy", f"{metric[0].upper()}{metric[1:]}"
-    caption = f"{name} on the audit split, which never teaches, after each epoch; a line marks each decision."
+    decided = "; a line marks each decision" if task.audited else ""
+    caption = f"{name} on the audit split, which never teaches, after each epoch{decided}."
     losses = [Series("loss", [(starts[line["generation"]] + line["step"], line["loss"]) for line in lines])]
     audit_figures = [
         figure(

@@ -330,6 +330,7 @@ class AdaptTask(NetworkTask):
         self.whole = replace(data, y=hidden)
         super().__init__(build, sealed(replace(self.whole, labelled=domains[0])), method)
         self.source, self.domains, self.leave_out, self.warm = source, tuple(domains), leave_out, warm
+        self.collapsed = False  # whether it was told that one class is left
         if not 0 <= leave_out < 1:
             raise DataError(
                 f"the share of rows that is left out is from 0 to below 1, not {leave_out}; try {LEAVE_OUT}"
@@ -374,7 +375,8 @@ class AdaptTask(NetworkTask):
         y = self.whole.y.clone()
         y[rows[chosen]] = logits[chosen].argmax(-1)
         labels = y[rows[chosen]].unique()
-        if len(labels) == 1:
+        if len(labels) == 1 and not self.collapsed:
+            self.collapsed = True
             name = self.whole.classes[int(labels)]
             state.warn(
                 f"{self.title(generation)}: all {len(chosen)} pseudo-labels are '{name}', and nothing else is learnt"

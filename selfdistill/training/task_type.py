@@ -29,6 +29,10 @@ class Listeners:
     warn: Callable[[str], None]
     tell: Callable[[str], None]
 
+    def warn_of(self, name: str) -> Callable[[str], None]:
+        """``warn`` with the name of a training before each line."""
+        return lambda line: self.warn(f"{name}: {line}")
+
 
 class Described(Protocol):
     """Data with a description."""
@@ -231,6 +235,10 @@ class TaskType(Protocol):
 
     def loading(self, folder: str) -> list[str]:
         """The instructions to load the final model from a folder, as lines of Markdown."""
+
+    def part(self, generation: int) -> str:
+        """The name of a generation in the report."""
+        return f"generation {generation}"
 
     def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve] | None:
         """Curves by generation; None where metrics.jsonl has curves by step."""

@@ -66,8 +66,12 @@ def adapt(base: Path, folder: Path, **more: Any) -> dict[str, Any]:
 
 def test_domain_after_domain_follows_a_turn_that_the_run_before_misses(base: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
-    result = adapt(base, tmp_path)
+    lines = list[str]()
+    request = Request(new_rows(tmp_path / "new.csv"), adapt=str(base), steps=25, order="day", **QUICK)
+    result = Run.create(request, tmp_path / "adapt").execute(warn=lines.append)
     scores = result["adapt"]
+    assert [line.partition(":")[0] for line in lines] == ["all unlabelled rows at once"]
+    assert "pseudo-labels are 'a', and nothing else" in lines[0]
     assert [len(scores["domains"]), scores["rows"]] == [8, 10]  # a third of 30, though 12 have labels
     assert scores["on"] == "domain 8 of 8, day 2026-03-08"
     assert {(domain["rows"], domain["labelled"]) for domain in scores["domains"]} == {(20, 10)}
@@ -78,6 +82,10 @@ def test_domain_after_domain_follows_a_turn_that_the_run_before_misses(base: Pat
     assert result["steps"] == 8 * 25
     assert before == {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
     assert "so it is better than the run before" in (tmp_path / "adapt" / "README.md").read_text()
+    page = (tmp_path / "adapt" / "report.html").read_text()
+    for words in ("By domain", "day 2026-03-08", "Gradual self-training", "the adapted model"):
+        assert words in page
+    assert "generation" not in page
     test = write(tmp_path / "test.csv", turned(8 * STEP, 40, random.Random(3)))
     answers = Run.open(tmp_path / "adapt").predict(test)
     assert answers.columns == ["a", "b"]
@@ -159,6 +167,9 @@ def test_an_adaptation_that_is_cut_ends_with_the_same_bits(
         ({"method": "mutual()"}, "no method for adaptation"),
         ({"model": "mlp"}, "leave --model out"),
         ({"data": "digits"}, "come in no order"),
+        ({"test": True}, "no column is called 'kind', which is the target"),
+        ({"test": False}, "the model was trained on a table; give one"),
+        ({"method": "byol()"}, "no method for adaptation"),
     ],
 )
 def test_what_cannot_adapt_is_refused_before_training(
@@ -169,6 +180,10 @@ def test_what_cannot_adapt_is_refused_before_training(
     new_rows(path, options.pop("labels", 12), options.pop("steps_of", 8))
     path.write_text(path.read_text().replace(*options.pop("replace", ("", ""))))
     data = options.pop("data", str(path))
+    if "test" in options:
+        (tmp_path / "folder").mkdir()
+        bare = write(tmp_path / "bare.csv", [row[:2] for row in turned(0, 9, random.Random(0))], "x,y")
+        options["test"] = bare if options["test"] else str(tmp_path / "folder")
     if words is None:
         adapt(base, tmp_path, data=data, control=False, **{**options, "steps": 2})
         return
@@ -217,6 +232,11 @@ def test_sub_folders_are_the_domains_of_images(tmp_path: Path) -> None:
     ready = run.task.prepare(request)
     assert "time 0 to 5" in ready.note
     assert len(ready.data.describe()["rows"]) == 4
+
+
+def test_options_of_an_adaptation_are_for_adaptations() -> None:
+    with pytest.raises(SelfdistillError, match="leave out has a meaning for an adaptation alone"):
+        Request(leave_out=0.2)
 
 
 def test_few_rows_cannot_show_a_gain() -> None:

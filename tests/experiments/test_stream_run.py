@@ -31,6 +31,8 @@ def test_a_stream_has_naive_and_joint_training_beside_it(tmp_path: Path) -> None
     assert again is not None
     assert again["stream"]["method"] == stream["method"]
     assert "plain(), task after task" in (tmp_path / "run" / "README.md").read_text()
+    with pytest.raises(SelfdistillError, match="no scores of its labels: it is one of streams of tasks"):
+        Run.open(tmp_path / "run").task.label_errors(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,8 @@ def test_a_column_names_the_tasks_of_rows(tmp_path: Path) -> None:
         "domain-incremental",
     ):
         assert words in page
-    assert "nothing audits it" not in page
+    for words in ("nothing audits it", "generation", "decision"):
+        assert words not in page
     test = sites(tmp_path / "t.csv", ("9", "10", "9"))
     ready = Run.create(Request(sites(tmp_path / "s.csv"), test=test, **common), tmp_path / "own").task.prepare(
         Request(sites(tmp_path / "s.csv"), test=test, **common)
