@@ -311,13 +311,13 @@ def prepare(request: Request) -> ControlRun:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DataError("a policy is trained by one process; start it without torchrun")
     method, expression = choose_method(request)
-    environment = Environment.of(request.data, request.sees or method.sees)
+    environment = Environment.of(request.data, method.sees if request.sees is None else request.sees)
     env = environment.make()
     space, actions = env.observation_space, env.action_space
     arm = _arm(request, environment, environment.hidden(space))
     policy, _ = policy_arguments(space, arm.hidden, arm.net)
     layers = ",".join(map(str, arm.net or ((64, 64) if policy != "CnnPolicy" else (512,))))
-    teacher = request.teacher or method.teacher
+    teacher = method.teacher if request.teacher is None else request.teacher
     if teacher is not None:
         read_teacher(teacher, space, actions, arm.hidden)  # before anything is trained
     exact = replays(environment, request.seed)

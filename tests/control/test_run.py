@@ -89,6 +89,8 @@ def test_the_vitals_of_a_policy(finished: Path) -> None:
         (["run", "gym:CartPole-v1", "--method", "kickstart()"], "kickstart() needs a teacher: --teacher ZIP|RUN"),
         (["run", "gym:CartPole-v1", "--method", "elr()"], "elr() is no recipe for policies"),
         (["run", "gym:CartPole-v1", "--method", "kickstrt()"], "nearest: kickstart"),
+        (["run", "gym:CartPole-v1", "--teacher", ""], "holds no policy"),
+        (["run", "gym:CartPole-v1", "--sees", ""], "has no key ''"),
         (["run", "gym:CartPole-v1", "--teacher", "nowhere.zip"], "nowhere.zip does not exist"),
         (["run", "gym:CartPole-v1", "--method", "self_imitation()", "--teacher", "a"], "leave --teacher out"),
         (["run", "gym:CartPole-v1", "--method", "kickstart('a')", "--teacher", "b"], "name two teachers"),
