@@ -249,7 +249,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     data = result["data"]
     title = f"{printable(data['name'])}, test split ({data['rows']['test']} {task.unit}, never trained on)"
     grid = Table(title=Text(title), title_justify="left")
-    grid.add_column("")
+    grid.add_column("", overflow="fold")
     names, rows = table(result, task)
     for name in names:
         grid.add_column(name, justify="right")

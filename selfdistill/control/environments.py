@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -206,6 +207,8 @@ class Served(gym.ObservationWrapper[Any, Any, Any]):
     def __init__(self, env: Env, name: str) -> None:
         super().__init__(env)
         self.name, space = name, env.observation_space
+        self.seed: int | None = None
+        self.steps = 0
         self.left_out: tuple[str, ...] = ()
         _require_actions(name, env.action_space)
         if isinstance(space, spaces.Dict):
@@ -221,6 +224,37 @@ class Served(gym.ObservationWrapper[Any, Any, Any]):
                 f"{name}: an observation of {one_line(space, 60)} is not served; give Box, Discrete (from 0), "
                 "MultiDiscrete, MultiBinary or a Dict of these, by a gymnasium.ObservationWrapper"
             )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode.
+
+        Raises:
+            DataError: the environment fails.
+        """
+        self.seed, self.steps = seed, 0
+        with self._named():
+            return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take a step.
+
+        Raises:
+            DataError: the environment fails.
+        """
+        self.steps += 1
+        with self._named():
+            return super().step(action)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Whatever an environment raises becomes one line, with the episode in which it happens."""
+        try:
+            yield
+        except SelfdistillError:
+            raise
+        except Exception as error:
+            where = f"step {self.steps} of an episode from seed {self.seed}"
+            raise DataError(f"{self.name} fails at {where} ({type(error).__name__}: {one_line(error)})") from error
 
     def observation(self, observation: Any) -> Any:
         """The observation without texts, small images as vectors.
@@ -301,15 +335,7 @@ class Addressed(gym.Wrapper[Any, Any, Any, Any]):
             NotFiniteError: an observation or the reward is not finite.
         """
         self.actions.append(np.array(action))
-        try:
-            observation, reward, terminated, truncated, info = self.env.step(action)
-        except SelfdistillError:
-            raise
-        except Exception as error:  # an environment may raise whatever it likes
-            where = f"step {len(self.actions)} of an episode from seed {self._seed()}"
-            raise DataError(
-                f"{self.get_wrapper_attr('name')} fails at {where} ({type(error).__name__}: {one_line(error)})"
-            ) from error
+        observation, reward, terminated, truncated, info = self.env.step(action)
         self.total += float(reward)
         if not np.isfinite(self.total):
             raise NotFiniteError(f"{self.get_wrapper_attr('name')}: a reward is not finite")

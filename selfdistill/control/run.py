@@ -46,6 +46,7 @@ from .training import Arm, Place, Trained, train
 
 STEPS = 100_000  # of the environment, where none are asked for
 TEACHER_ROW = "its teacher"  # the row of one that was trained for the run
+AUDITED = 100  # episodes of an audit, where no number is given
 SHOWN = 6  # pictures of the strip
 USED = {"lr", "clip", "save_seconds", "save_steps"}  # training options that mean something here
 OWN_FIELDS = {
@@ -187,7 +188,13 @@ class ControlRun:
         if self.method.training.start == "teacher":
             return Lineage.of([train(self.arm, place(""), self._start())])
         return PolicyTrainer(
-            self.method, self.arm, place, teacher=teacher or self.teacher, player=self.player, tell=listeners.tell
+            self.method,
+            self.arm,
+            place,
+            teacher=teacher or self.teacher,
+            player=self.player,
+            episodes=self.request.episodes or AUDITED,
+            tell=listeners.tell,
         ).train()
 
     def _start(self) -> ActorCriticPolicy:
@@ -312,13 +319,13 @@ def prepare(request: Request) -> ControlRun:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DataError("a policy is trained by one process; start it without torchrun")
     method, expression = choose_method(request)
-    environment = Environment.of(request.data, request.sees or method.sees)
+    environment = Environment.of(request.data, method.sees if request.sees is None else request.sees)
     env = environment.make()
     space, actions = env.observation_space, env.action_space
     arm = _arm(request, environment, environment.hidden(space))
     policy, _ = policy_arguments(space, arm.hidden, arm.net)
     layers = ",".join(map(str, arm.net or ((64, 64) if policy != "CnnPolicy" else (512,))))
-    teacher = request.teacher or method.teacher
+    teacher = method.teacher if request.teacher is None else request.teacher
     if teacher is not None:
         read_teacher(teacher, space, actions, arm.hidden)  # before anything is trained
     exact = replays(environment, request.seed)

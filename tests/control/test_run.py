@@ -89,6 +89,8 @@ def test_the_vitals_of_a_policy(finished: Path) -> None:
         (["run", "gym:CartPole-v1", "--method", "kickstart()"], "kickstart() needs a teacher: --teacher ZIP|RUN"),
         (["run", "gym:CartPole-v1", "--method", "elr()"], "elr() is no recipe for policies"),
         (["run", "gym:CartPole-v1", "--method", "kickstrt()"], "nearest: kickstart"),
+        (["run", "gym:CartPole-v1", "--teacher", ""], "holds no policy"),
+        (["run", "gym:CartPole-v1", "--sees", ""], "has no key ''"),
         (["run", "gym:CartPole-v1", "--teacher", "nowhere.zip"], "nowhere.zip does not exist"),
         (["run", "gym:CartPole-v1", "--method", "self_imitation()", "--teacher", "a"], "leave --teacher out"),
         (["run", "gym:CartPole-v1", "--method", "kickstart('a')", "--teacher", "b"], "name two teachers"),
@@ -272,9 +274,9 @@ def test_a_run_that_was_killed_twice_ends_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_at_every_checkpoint_ends_bit_for_bit(tmp_path: Path) -> None:
-    assert call(*KILLED, 5120, "--out", tmp_path / "whole").exit_code == 0
+    assert call(*KILLED, 6144, "--out", tmp_path / "whole").exit_code == 0
     kills = 0
-    while _kill(tmp_path / "cut", 1, 5120) == 9:
+    while _kill(tmp_path / "cut", 1, 6144) == 9:
         kills += 1
     assert kills >= 20
     assert _final(tmp_path / "cut") == _final(tmp_path / "whole")

@@ -227,3 +227,34 @@ def test_one_rule_gives_the_words_to_a_family() -> None:
     )  # four pairs have no p below 1/8
     assert found["up"].holm == pytest.approx(3 * (found["up"].p or 0.0))
     assert found["few"] == statistics.PairedComparison(5.0, math.inf)
+
+
+def test_the_interquartile_mean_is_the_mean_trimmed_by_a_quarter() -> None:
+    from scipy.stats import trim_mean
+
+    values = np.random.default_rng(0).normal(size=(5, 9))
+    assert statistics.interquartile_mean(values) == pytest.approx(trim_mean(values, 0.25, axis=None))
+
+
+def test_the_bootstrap_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    strata = [np.random.default_rng(n).normal(n, 1.0, 200).tolist() for n in range(3)]
+    low, high = statistics.stratified_bootstrap(strata, lambda values: float(values.mean()), draws=4000)
+    error = math.sqrt(sum(float(np.var(values)) / 200 for values in strata)) / 3  # strata do not mix
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.05)
+    assert (high + low) / 2 == pytest.approx(float(np.mean(strata)), abs=error / 5)
+
+
+def test_the_probability_of_improvement_is_mann_and_whitneys_statistic() -> None:
+    from scipy.stats import mannwhitneyu
+
+    source = np.random.default_rng(0)
+    ours, theirs = source.integers(0, 9, 30).tolist(), source.integers(0, 8, 20).tolist()
+    assert statistics.probability_of_improvement(ours, theirs) == pytest.approx(
+        mannwhitneyu(ours, theirs).statistic / 600
+    )
+
+
+def test_with_the_rows_that_are_needed_a_change_is_shown_four_times_in_five() -> None:
+    source, rows = np.random.default_rng(0), statistics.rows_needed(3.0, 1.0)
+    shown = [statistics.one_sided_t(source.normal(1.0, 3.0, rows)) <= 0.05 for _ in range(600)]
+    assert 0.74 < np.mean(shown) < 0.86
