@@ -41,10 +41,7 @@ ENVIRONMENTS, ROLLOUT, BATCH, EPOCHS, EPISODES = 8, 128, 256, 10, 50
 
 @dataclass(frozen=True)
 class World:
-    """An environment, the steps of teacher and students, and the key that the teacher alone sees.
-
-    ``teacher_epochs`` of 4, not 10, make a weak teacher, which can be surpassed.
-    """
+    """An environment, the steps of teacher and students, and the key that the teacher alone sees."""
 
     make: Callable[[], gym.Env[Any, Any]]
     teacher_steps: int
@@ -52,7 +49,6 @@ class World:
     sees: str | None = None
     net: tuple[int, ...] = (64, 64)
     options: tuple[tuple[str, Any], ...] = ()
-    teacher_epochs: int = EPOCHS
 
 
 class HiddenVelocities(gym.ObservationWrapper[Any, Any, Any]):
@@ -113,7 +109,7 @@ def cart_pole_frames() -> gym.Env[Any, Any]:
 
 WORLDS = {
     "cartpole-frames": World(cart_pole_frames, 20_480, 20_480, "state"),
-    "cartpole": World(cart_pole, 12_288, 24_576, teacher_epochs=4),
+    "cartpole": World(cart_pole, 12_288, 24_576),
     "lunar": World(lunar_lander, 102_400, 51_200, options=(("gamma", 0.999),)),
     "lunar-frames": World(lunar_lander_frames, 102_400, 102_400, "state", options=(("gamma", 0.999),)),
     "doorkey": World(door_key, 102_400, 51_200),
@@ -182,7 +178,7 @@ def matched_epochs(world: World, gradient: int) -> int:
 
 def run_seed(world: World, recipe: Callable[[Any], PolicyMethod], seed: int) -> dict[str, Any]:
     """Teacher and arms of a seed; two models are built and trained in turn, as both draw from global generators."""
-    teacher = build(world, seed, world.teacher_epochs)
+    teacher = build(world, seed)
     arms = {"teacher": train(world, teacher, world.teacher_steps)}
     if not world.sees:
         continued = copy.deepcopy(teacher.policy.state_dict())
