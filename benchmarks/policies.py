@@ -74,17 +74,8 @@ class HiddenVelocities(gym.ObservationWrapper[Any, Any, Any]):
 
 
 def lunar_lander() -> gym.Env[Any, Any]:
-    """LunarLander as it is."""
+    """LunarLander as it is; it needs the package box2d."""
     return gym.make("LunarLander-v3")
-
-
-def door_key() -> gym.Env[Any, Any]:
-    """MiniGrid's DoorKey of 5 x 5 cells, as the flat numbers of the agent's view."""
-    import minigrid  # noqa: F401  # registers it
-    from minigrid.wrappers import ImgObsWrapper
-
-    view: gym.Env[Any, Any] = ImgObsWrapper(gym.make("MiniGrid-DoorKey-5x5-v0"))  # type: ignore[no-untyped-call]
-    return gym.wrappers.FlattenObservation(view)
 
 
 def lunar_lander_frames() -> gym.Env[Any, Any]:
@@ -112,7 +103,6 @@ WORLDS = {
     "cartpole": World(cart_pole, 12_288, 24_576),
     "lunar": World(lunar_lander, 102_400, 51_200, options=(("gamma", 0.999),)),
     "lunar-frames": World(lunar_lander_frames, 102_400, 102_400, "state", options=(("gamma", 0.999),)),
-    "doorkey": World(door_key, 102_400, 51_200),
     "acrobot": World(acrobot, 61_440, 61_440, "state"),
 }
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from ..teachers import Generation
 from .actors import Actor, MaskedActor, ObservationLayout, action_head, action_mask
 from .episode_memory import EpisodeMemory
 from .recipes import EPISODES, TEACHER_VIEW, VISITED, PolicyMethod
+from .rollout_log import ScriptLog
 from .store import VisibleExtractor
 from .teachers import Unnormalised, hidden_keys, own_normaliser, read_teacher, refuse_visible
 
@@ -76,6 +78,7 @@ class SelfDistil(BaseCallback):
         teacher: the teacher where the recipe names none: an SB3 model, an SB3 zip, a module from observations to
             logits, or a run folder.
         previous: the generation before, as a module from rows to heads, for recipes of generations.
+        out: a new folder for the log of the training, which `selfdistill report` draws and `vitals` reads.
         verbose: as of every SB3 callback.
 
     Attributes:
@@ -95,12 +98,20 @@ class SelfDistil(BaseCallback):
     """
 
     def __init__(
-        self, method: PolicyMethod, teacher: Any = None, *, previous: nn.Module | None = None, verbose: int = 0
+        self,
+        method: PolicyMethod,
+        teacher: Any = None,
+        *,
+        previous: nn.Module | None = None,
+        out: str | Path | None = None,
+        verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
         self.method, self.previous = method, previous
         self.teacher = method.teacher if teacher is None else teacher
         self.extra_steps = 0
+        words = "; ".join(f"{name}: {term}" for name, term in method.terms.items()) or "reward alone"
+        self._log = None if out is None else ScriptLog(Path(out), words, self)
         self.figures = dict[str, dict[str, float]]()
         self._losses = dict[str, list[Tensor]]()
         self._saved: Mapping[str, Any] | None = None  # a state to go on from
@@ -126,6 +137,8 @@ class SelfDistil(BaseCallback):
             self._restore(self._saved)
             self._saved = None  # the next training is a new one
         self._wrap()
+        if self._log:
+            self._log.on_training_start(self.locals, self.globals)
 
     def _bind(self, hidden: tuple[str, ...]) -> None:
         """Read the teacher and bind the terms; make what follows the training."""
@@ -202,7 +215,13 @@ class SelfDistil(BaseCallback):
                 "make the student with the teacher's policy_kwargs, or take kickstart()"
             ) from None
 
+    def _init_callback(self) -> None:
+        if self._log:
+            self._log.init_callback(self.model)
+
     def _on_rollout_start(self) -> None:
+        if self._log:
+            self._log.on_rollout_start()
         self._clock = self._clock.at(self._finished * self._clock.per_epoch)
         steps, policy = self._distil(), self._policy
         if steps and isinstance(policy, ActorCriticPolicy) and policy.use_sde:
@@ -210,9 +229,14 @@ class SelfDistil(BaseCallback):
         self._draws = torch.Generator().manual_seed(self._address("acts"))
 
     def _on_step(self) -> bool:
+        if self._log:
+            self._log.update_locals(self.locals)
+            self._log.on_step()
         return True
 
     def _on_rollout_end(self) -> None:
+        if self._log:
+            self._log.on_rollout_end()
         if self.method.method is None:
             return
         self._clock = self._clock.at((self._finished - 1) * self._clock.per_epoch)
@@ -235,6 +259,8 @@ class SelfDistil(BaseCallback):
             self._visited.append(rows | masked)
 
     def _on_training_end(self) -> None:
+        if self._log:
+            self._log.on_training_end()
         self._clock = self._clock.at(self._finished * self._clock.per_epoch)
         self._distil()
         self._unwrap()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
-from torch import Tensor, nn
+from torch import nn
 
 from .. import rng
 from ..core.step import TrainingClock
@@ -32,27 +31,11 @@ from ..errors import NotFiniteError
 from ..io import checkpoint
 from ..io.schema import refuse_misfits
 from ..io.tensors import Tree
-from ..training.state import MetricsLog
 from .environments import Addressed, Environment, same
+from .rollout_log import RolloutLog, stateful
 from .store import ENGINES, policy_arguments
 
-DORMANT = 0.025  # of a layer's mean activation, below which a unit is dormant (Sokar et al., ICML 2023)
-LOOKED = 256  # observations that the vitals look at
-
 Reporter = Callable[[TrainingClock, dict[str, float]], None]
-
-
-class Stateful(Protocol):
-    """A callback whose state belongs into checkpoints."""
-
-    def settle(self) -> None:
-        """Take in the update that has ended, and log its figures."""
-
-    def state_tree(self) -> Tree:
-        """All that an exact resume needs."""
-
-    def load_tree(self, tree: Tree) -> None:
-        """Take it back, before the training goes on."""
 
 
 @dataclass(frozen=True)
@@ -157,36 +140,18 @@ class Place:
     callbacks: Sequence[BaseCallback] = field(default=())
 
 
-class _Border(BaseCallback):
+class _Border(RolloutLog):
     """Writes the log and checkpoints between two rollouts, before any other callback, and seeds the next rollout."""
 
     def __init__(self, arm: Arm, vector: DummyVecEnv, place: Place) -> None:
-        super().__init__()
+        super().__init__(place.folder, place.callbacks)
         self.arm, self.vector, self.place = arm, vector, place
-        self.log = MetricsLog(place.folder) if place.folder else None
-        self.history: list[dict[str, Any]] = []
-        self.episodes: list[dict[str, Any]] = []
-        self.look: dict[str, float] = {}
         self.seconds, self.begun, self.saved_at, self.saved_steps = 0.0, time.monotonic(), time.monotonic(), 0
 
-    def _on_step(self) -> bool:
-        self.episodes += [info["episode"] for info in self.locals["infos"] if "episode" in info]
-        return True
-
-    def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, OnPolicyAlgorithm)
-        rows: Any = self.model.rollout_buffer.observations
-        rows = (
-            {k: v.reshape(-1, *v.shape[2:])[:LOOKED] for k, v in rows.items()}
-            if isinstance(rows, dict)
-            else (rows.reshape(-1, *rows.shape[2:])[:LOOKED])
-        )
-        self.look = {"dormant": dormant_share(self.model.policy, obs_as_tensor(rows, self.model.device))}
-
     def _on_rollout_start(self) -> None:
-        steps = self.model.num_timesteps
-        if self.look:
-            self._end_rollout(steps)
+        steps, ended = self.model.num_timesteps, bool(self.look)
+        super()._on_rollout_start()
+        if ended:
             overdue = time.monotonic() - self.saved_at >= self.place.save_seconds
             if steps - self.saved_steps >= self.place.save_steps if self.place.save_steps else overdue:
                 self.save()
@@ -195,37 +160,12 @@ class _Border(BaseCallback):
         np.random.seed(key % 2**32)  # stable-baselines3 draws from it
         torch.manual_seed(key)
 
-    def _on_training_end(self) -> None:
-        if self.look:
-            self._end_rollout(self.model.num_timesteps)
-
-    def _end_rollout(self, steps: int) -> None:
-        """Log the rollout and the update that have just ended."""
-        for one in stateful(self.place.callbacks):
-            one.settle()
-        values, done = self.logger.name_to_value, len(self.history) + 1
-        control: dict[str, Any] = {
-            "steps": steps,
-            "episodes": len(self.episodes),
-            "return": float(np.mean([e["r"] for e in self.episodes])) if self.episodes else None,
-            "length": float(np.mean([e["l"] for e in self.episodes])) if self.episodes else None,
-            "entropy": -float(values["train/entropy_loss"]),
-            "value_loss": float(values["train/value_loss"]),
-            "explained_variance": _finite(values["train/explained_variance"]),
-            "kl": _finite(values.get("train/approx_kl", np.nan)),
-            **self.look,
-            **{name.partition("/")[2]: _finite(v) for name, v in values.items() if name.startswith("distil/")},
-        }
-        loss = float(values.get("train/loss", values.get("train/policy_loss", 0.0)))
-        entry = {"generation": 0, "epoch": done - 1, "step": steps, "loss": loss, "terms": {}, "control": control}
-        self.history.append(entry)
-        if self.log:
-            self.log.append(entry)
+    def report(self, entry: dict[str, Any]) -> None:
         if self.place.progress:
-            clock = TrainingClock(epoch=done - 1, epochs=self.arm.rollouts, per_epoch=self.arm.per_rollout)
-            figures = {"return": control["return"]} if self.episodes else {}
-            self.place.progress(clock.at(min(steps, clock.length) - 1), figures)
-        self.episodes, self.look = [], {}
+            clock = TrainingClock(epoch=entry["epoch"], epochs=self.arm.rollouts, per_epoch=self.arm.per_rollout)
+            value = entry["control"]["return"]
+            figures = {} if value is None else {"return": value}
+            self.place.progress(clock.at(min(entry["step"], clock.length) - 1), figures)
 
     def save(self) -> None:
         """Write a checkpoint.
@@ -264,15 +204,6 @@ class _Border(BaseCallback):
         return [env for env in self.vector.envs if isinstance(env, Addressed)]
 
 
-def stateful(callbacks: Sequence[Any]) -> list[Stateful]:
-    """The callbacks that have a state to save."""
-    return [one for one in callbacks if hasattr(one, "state_tree")]
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 def _tree(observation: Any) -> Tree:
     """An observation of all environments as tensors."""
     if isinstance(observation, dict):
@@ -290,32 +221,6 @@ def require_finite(policy: nn.Module, steps: int) -> None:
         raise NotFiniteError(
             f"a weight is nan or infinite after {steps} steps; nothing was saved over the last checkpoint; lower --lr"
         )
-
-
-def dormant_share(policy: ActorCriticPolicy, observations: Any) -> float:
-    """The share of hidden units whose mean activation is at most a fortieth of their layer's.
-
-    Args:
-        policy: the policy.
-        observations: tensors of several rows, as the policy takes them.
-    """
-    outputs: list[Tensor] = []
-    kinds = (policy.activation_fn, nn.ReLU)
-    hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        for module in policy.modules()
-        if isinstance(module, kinds)
-    ]
-    try:
-        with torch.no_grad():
-            policy.predict_values(observations)
-            policy.get_distribution(observations)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    sizes = [output.abs().flatten(2).mean((0, 2)) if output.dim() > 2 else output.abs().mean(0) for output in outputs]
-    units = sum(len(size) for size in sizes)
-    return sum(int((size <= DORMANT * size.mean()).sum()) for size in sizes) / units if units else 0.0
 
 
 def train(arm: Arm, place: Place, begin: nn.Module | None = None) -> Trained:

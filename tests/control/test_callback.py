@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from gymnasium import spaces
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
@@ -19,6 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Check
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from selfdistill.cli import main
 from selfdistill.control import (
     SelfDistil,
     born_again_policy,
@@ -35,6 +38,7 @@ from selfdistill.control.recipes import PolicyMethod
 from selfdistill.control.teachers import hide
 from selfdistill.core.parts import Term
 from selfdistill.errors import DataError, RecipeError
+from selfdistill.io.run_record import read_lines
 from tests.control.common import (
     KEYS,
     PICTURE,
@@ -637,3 +641,23 @@ def test_the_environment_of_gymnasium_is_served_by_its_name() -> None:
     model = PPO("MlpPolicy", gymnasium.make("CartPole-v1"), n_steps=32, batch_size=32, n_epochs=1, device="cpu")
     model.learn(64, callback=SelfDistil(kickstart(steps=1), sharp(registered("CartPole-v1"))))
     assert clean(model)
+
+
+def test_a_script_gets_a_folder_with_a_log_a_report_and_vitals(tmp_path: Path) -> None:
+    teacher = PPO("MlpPolicy", "CartPole-v1", n_steps=32, seed=1, device="cpu")
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    model.learn(128, callback=SelfDistil(kickstart(steps=2), teacher, out=tmp_path / "run"))
+    bare = PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    bare.learn(128, callback=SelfDistil(kickstart(steps=2), teacher))
+    assert all(torch.equal(a, b) for a, b in zip(model.policy.parameters(), bare.policy.parameters(), strict=True))
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [32, 64, 96, 128]
+    assert lines[0]["control"]["teacher_kl"] > 0
+    page = CliRunner().invoke(main, ["report", str(tmp_path / "run")])
+    assert page.exit_code == 0, page.output
+    assert "CartPole-v1" in (tmp_path / "run" / "report.html").read_text()
+    vitals = CliRunner().invoke(main, ["vitals", str(tmp_path / "run")])
+    assert vitals.exit_code == 0
+    assert "KL to the teacher" in vitals.output
+    with pytest.raises(DataError, match="give SelfDistil another out="):
+        SelfDistil(kickstart(), teacher, out=tmp_path / "run")

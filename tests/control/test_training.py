@@ -17,7 +17,8 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3.common.callbacks import BaseCallback
 
 from selfdistill.control.environments import Environment
-from selfdistill.control.training import Arm, Place, Trained, dormant_share, train
+from selfdistill.control.rollout_log import dormant_share
+from selfdistill.control.training import Arm, Place, Trained, train
 
 FRAMES = "gym:selfdistill.control.environments:CartPoleFrames-v0"
 CARTPOLE = Environment.of("gym:CartPole-v1")
