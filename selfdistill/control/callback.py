@@ -110,8 +110,7 @@ class SelfDistil(BaseCallback):
         self.method, self.previous = method, previous
         self.teacher = method.teacher if teacher is None else teacher
         self.extra_steps = 0
-        words = "; ".join(f"{name}: {term}" for name, term in method.terms.items()) or "reward alone"
-        self._log = None if out is None else ScriptLog(Path(out), words, self)
+        self._log = None if out is None else ScriptLog(Path(out), method.name or "SelfDistil", self)
         self.figures = dict[str, dict[str, float]]()
         self._losses = dict[str, list[Tensor]]()
         self._saved: Mapping[str, Any] | None = None  # a state to go on from

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 from torch import nn
 
@@ -79,12 +80,14 @@ class PolicyMethod:
         teacher: where the teacher comes from, as it was given.
         sees: the keys of a Dict observation that the teacher alone sees, or a `gymnasium.ObservationWrapper` through
             which it looks.
+        name: of the recipe that made it, in reports.
     """
 
     method: Method | None = None
     training: PolicyTraining = PolicyTraining()
     teacher: Any = field(default=None, compare=False)
     sees: Any = None
+    name: str = field(default="", compare=False)
 
     @property
     def terms(self) -> Mapping[str, BaseTerm]:
@@ -152,6 +155,20 @@ def _gaussian_term(name: str, term: BaseTerm) -> BaseTerm:
     return replace(term, head="gaussian", loss=loss)
 
 
+P = ParamSpec("P")
+
+
+def _recipe(function: Callable[P, PolicyMethod]) -> Callable[P, PolicyMethod]:
+    """A recipe that checks its arguments, and whose methods know its name."""
+    careful = checked(function)
+
+    @wraps(function)
+    def make(*args: P.args, **options: P.kwargs) -> PolicyMethod:
+        return replace(careful(*args, **options), name=f"{function.__name__}()")
+
+    return make
+
+
 LOSSES = ("kl", "nll", "mse")
 
 
@@ -184,7 +201,7 @@ def _named(teacher: Any) -> str | None:
     return teacher if isinstance(teacher, str) else None
 
 
-@checked
+@_recipe
 def kickstart(
     teacher: Any = None,
     weight: Positive = 1.0,
@@ -229,7 +246,7 @@ def kickstart(
     return PolicyMethod(method, PolicyTraining(steps, warm_up=warm_up), teacher)
 
 
-@checked
+@_recipe
 def privileged(
     teacher: Any = None,
     sees: Any = "state",
@@ -277,7 +294,7 @@ def privileged(
 STATES = {"student": 0.0, "mixed": 0.5, "teacher": 1.0}
 
 
-@checked
+@_recipe
 def policy_distillation(
     teacher: Any = None, states: str = "student", loss: str = "kl", temperature: Positive = 1.0, steps: Extras = 100
 ) -> PolicyMethod:
@@ -314,7 +331,7 @@ def policy_distillation(
     return PolicyMethod(method, PolicyTraining(steps, reward=False, teacher_acts=STATES[states]), teacher)
 
 
-@checked
+@_recipe
 def dagger(teacher: Any = None, share: Share = 0.25, steps: Extras = 100) -> PolicyMethod:
     """DAgger: the student acts more and more, and learns the teacher's actions on the states visited so far.
 
@@ -346,7 +363,7 @@ def dagger(teacher: Any = None, share: Share = 0.25, steps: Extras = 100) -> Pol
     return PolicyMethod(method, training, teacher)
 
 
-@checked
+@_recipe
 def born_again_policy(generations: Count = 2, release: Share = 0.25, steps: Extras = 100) -> PolicyMethod:
     """Born-again policies: each generation is a fresh policy that the one before kickstarts; an audit decides.
 
@@ -372,7 +389,7 @@ def born_again_policy(generations: Count = 2, release: Share = 0.25, steps: Extr
     return PolicyMethod(method, PolicyTraining(steps))
 
 
-@checked
+@_recipe
 def iter_policy(generations: Count = 2, first: Share = 0.5, value: NonNegative = 0.5) -> PolicyMethod:
     """ITER: a fresh policy is trained on the rollouts of its teacher, which acts and learns on; then it takes over.
 
@@ -405,7 +422,7 @@ def iter_policy(generations: Count = 2, first: Share = 0.5, value: NonNegative =
     return PolicyMethod(method, PolicyTraining(parallel=True, first=first))
 
 
-@checked
+@_recipe
 def self_imitation(
     weight: Positive = 0.1, steps: Extras = 10, rows: Count = 512, value: NonNegative = 0.01
 ) -> PolicyMethod:
@@ -441,7 +458,7 @@ def self_imitation(
     return PolicyMethod(Method(terms), PolicyTraining(steps, rows))
 
 
-@checked
+@_recipe
 def policy_peers(members: Count = 3, release: Share = 0.25, steps: Extras = 100) -> PolicyMethod:
     """Peers: several policies learn apart, and their mean kickstarts one product.
 
@@ -469,7 +486,7 @@ def policy_peers(members: Count = 3, release: Share = 0.25, steps: Extras = 100)
     return PolicyMethod(method, PolicyTraining(steps, members=members))
 
 
-@checked
+@_recipe
 def continued(teacher: Any = None) -> PolicyMethod:
     """Control: the teacher itself goes on training on the reward, where observation and network are the same.
 
@@ -493,7 +510,7 @@ def continued(teacher: Any = None) -> PolicyMethod:
     return PolicyMethod(training=PolicyTraining(start="teacher"), teacher=teacher)
 
 
-@checked
+@_recipe
 def restarted(matched: bool = False) -> PolicyMethod:
     """Control: a fresh policy learns from the reward alone.
 

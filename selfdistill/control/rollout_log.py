@@ -25,6 +25,7 @@ from ..io.files import FORMAT
 from ..io.run_record import write_record
 from ..io.tensors import Tree
 from ..training.state import MetricsLog
+from .task import SCRIPT
 
 DORMANT = 0.025  # of a layer's mean activation, below which a unit is dormant (Sokar et al., ICML 2023)
 LOOKED = 256  # observations that the vitals look at
@@ -139,7 +140,7 @@ class ScriptLog(RolloutLog):
             {
                 "format": FORMAT,
                 "kind": "control",
-                "request": {"data": "gym:script", "seed": algorithm.seed or 0, "training": {}},
+                "request": {"data": SCRIPT, "seed": algorithm.seed or 0, "training": {}},
                 "method": self.method,
                 "model": f"{kind}, {policy}",
                 "settings": {

@@ -17,6 +17,7 @@ from . import recipes
 if TYPE_CHECKING:
     from .run import ControlRun
 
+SCRIPT = "gym:script"  # the data of the log that a training script of one's own leaves
 OPTIONS = ("net", "sees", "teacher", "episodes", "engine", "deployment")
 PACKAGES = ("gymnasium", "stable_baselines3", "sb3_contrib")
 
@@ -143,6 +144,12 @@ class ControlTaskType(TaskType):
     def rows(self, result: dict[str, Any]) -> Rows:
         """The arms."""
         return [(arm["name"], arm["scores"]) for arm in result["control"]["arms"]]
+
+    def unfinished(self, record: dict[str, Any], folder: Path) -> str:
+        """A training script's log has no result: its episodes are those of training."""
+        if record["request"]["data"] == SCRIPT:
+            return "The log of a training script: returns are those of training episodes."
+        return super().unfinished(record, folder)
 
     def verdict(self, result: dict[str, Any]) -> str:
         """The mean return, and what stands beside it."""

@@ -82,8 +82,9 @@ def render(folder: Path, task: TaskType) -> str:
     further = task.tables(result) if result else ()
     names, lines_of = summary_table(result, task) if result else ([], [])
     if names:
-        figures = table(("on the test split", *names), [(name, *cells) for name, cells in lines_of])
-        parts.append(section("On the test split", figures))
+        place = f"on the test {'split' if task.unit == 'rows' else task.unit}"
+        figures = table((place, *names), [(name, *cells) for name, cells in lines_of])
+        parts.append(section(f"{place[0].upper()}{place[1:]}", figures))
     parts += [
         section(
             "Learning",
@@ -109,7 +110,7 @@ def render(folder: Path, task: TaskType) -> str:
 
 def _verdict(record: dict[str, Any], folder: Path, task: TaskType) -> str:
     result = record.get("result")
-    verdict = sentence(result, task) if result else f"Not finished: resume by `selfdistill resume {folder.name}`."
+    verdict = sentence(result, task) if result else task.unfinished(record, folder)
     return paragraph(verdict, "verdict")
 
 
@@ -152,7 +153,7 @@ def _learning(
 
 def _returns(logs: Mapping[str, Lines], task: TaskType) -> list[str]:
     """The learning curves of policies."""
-    series = [Series(name, task.returns(lines), apart=i > 0) for i, (name, lines) in enumerate(logs.items())]
+    series = [Series(name, task.returns(lines)) for name, lines in logs.items()]
     series = [curve for curve in series if curve.points]
     caption = "Mean return of the episodes that ended in a rollout: for the eye, since short episodes end first."
     drawing = curves(series, "training return by environment step", "environment steps", "return") if series else ""

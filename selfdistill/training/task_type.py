@@ -217,6 +217,10 @@ class TaskType(Protocol):
         """The name of the model that the final model is compared with."""
         return self.control
 
+    def unfinished(self, record: dict[str, Any], folder: Path) -> str:
+        """What a report says of a folder without a result."""
+        return f"Not finished: resume by `selfdistill resume {folder.name}`."
+
     def verdict(self, result: dict[str, Any]) -> str | None:
         """The outcome of a run in words; None leaves it to the usual sentence."""
         return None
