@@ -10,7 +10,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -133,8 +132,7 @@ def test_a_wheel_from_the_source_distribution_prints_the_oracles_and_lists_the_r
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT.parent / name, project / name)
     sdist.mkdir()
-    with tarfile.open(_built(project, sdist, "sdist")) as archive:
-        archive.extractall(sdist, filter="data")
+    shutil.unpack_archive(_built(project, sdist, "sdist"), sdist)
     (unpacked,) = (path for path in sdist.iterdir() if path.is_dir())
     with zipfile.ZipFile(_built(unpacked, tmp_path, "wheel")) as archive:
         archive.extractall(wheel)

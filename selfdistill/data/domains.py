@@ -123,7 +123,7 @@ def cut(values: Any, count: int | None = None) -> list[Any]:
     >>> [part.tolist() for part in cut(np.array([2, 1, 1, 3]))]
     [[1, 2], [0], [3]]
     >>> [len(part) for part in cut(np.arange(100), 3)]
-    [34, 33, 33]
+    [33, 34, 33]
     """
     order = np.argsort(values, kind="stable")
     _, starts = np.unique(values[order], return_index=True)
