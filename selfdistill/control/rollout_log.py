@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..io.files import FORMAT
-from ..io.run_record import write_record
+from ..io.run_record import SCRIPT, write_record
 from ..io.tensors import Tree
 from ..training.state import MetricsLog
-from .task import SCRIPT
 
 DORMANT = 0.025  # of a layer's mean activation, below which a unit is dormant (Sokar et al., ICML 2023)
 LOOKED = 256  # observations that the vitals look at

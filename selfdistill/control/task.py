@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, DataError, RecipeError
 from ..io.expressions import expression_name, nearest
-from ..io.run_record import ENVIRONMENT, Lines, Request, read_lines
+from ..io.run_record import ENVIRONMENT, SCRIPT, Lines, Request, read_lines
 from ..training.comparison import ComparisonDesign
 from ..training.task_type import Answers, Cost, Rows, TaskType, refuse_example
 from . import recipes
@@ -17,7 +17,6 @@ from . import recipes
 if TYPE_CHECKING:
     from .run import ControlRun
 
-SCRIPT = "gym:script"  # the data of the log that a training script of one's own leaves
 OPTIONS = ("net", "sees", "teacher", "episodes", "engine", "deployment")
 PACKAGES = ("gymnasium", "stable_baselines3", "sb3_contrib")
 

@@ -21,6 +21,7 @@ Lines = list[dict[str, Any]]
 
 
 ENVIRONMENT = "gym:"  # data that are an environment of gymnasium begin so: gym:ID, or gym:module:ID
+SCRIPT = "gym:script"  # the data of the log that a training script of one's own leaves
 
 
 _FIGURES = {str: (float, None)}
