@@ -32,7 +32,9 @@ ABOUT = {
 
 def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     """The record of a training on one seed; ``count`` of a job are the epochs of its engine, where it says any."""
-    ready = prepare(replace(request, method=job.expression, seed=job.seed, steps=job.steps, control=False))
+    teacher = None if job.kind == CONTROL else request.teacher  # that of a control stands in its expression
+    request = replace(request, method=job.expression, seed=job.seed, steps=job.steps, teacher=teacher, control=False)
+    ready = prepare(request)
     if job.count > 1:
         ready = replace(ready, arm=replace(ready.arm, epochs=job.count))
     place = folder / "training"

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
 
 from .. import rng
 from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError
@@ -36,12 +37,13 @@ from ..io.run_record import Request, read_record
 from ..io.tensors import canonical
 from ..training.fit import choose_device
 from ..training.task_type import Listeners
+from .actors import Actor, SelectedColumns
 from .environments import Environment, replays
 from .episodes import Episodes, Player, play_test
 from .generations import Lineage, PolicyTrainer
 from .recipes import PolicyMethod, read_recipe
 from .store import describe_space, load_policy, policy_arguments, read_config, registered_options, save_policy
-from .teachers import read_teacher, read_zip
+from .teachers import read_teacher, teacher_path
 from .training import Arm, Place, Trained, train
 
 STEPS = 100_000  # of the environment, where none are asked for
@@ -160,9 +162,7 @@ class ControlRun:
 
     def can_continue(self) -> bool:
         """Whether the teacher can go on training: it has the network and the observation of the policy."""
-        if self.teacher is None or self.arm.hidden:
-            return False
-        return shapes(self._start()) == shapes(self.arm.build(self.arm.vector()).policy)
+        return self.teacher is not None and not self.arm.hidden and self._start() is not None
 
     def _place(self, folder: Path, name: str, listeners: Listeners) -> Place:
         saving = {key: value for key, value in self.request.training if key.startswith("save_")}
@@ -172,7 +172,7 @@ class ControlRun:
     def _teacher(self, folder: Path, listeners: Listeners) -> tuple[Trained | None, int | None]:
         """A teacher that sees everything, trained first; and the environment steps of whatever teacher there is."""
         if self.teacher is not None:
-            return None, teacher_steps(Path(self.teacher))
+            return None, teacher_steps(teacher_path(self.teacher))
         if not self.method.needs_teacher:
             return None, None
         arm = replace(self.arm, hidden=(), net=None, seed=rng.seed(self.arm.seed, "teacher") % 2**31)
@@ -186,7 +186,13 @@ class ControlRun:
             return self._place(folder / name, f"{self.expression}{part}", listeners)
 
         if self.method.training.start == "teacher":
-            return Lineage.of([train(self.arm, place(""), self._start())])
+            start = self._start()
+            if start is None:
+                raise DataError(
+                    f"{self.teacher} goes on only with its own network, observations and normaliser, and those of this "
+                    "run differ; give its --net, or take kickstart()"
+                )
+            return Lineage.of([train(self.arm, place(""), start)])
         return PolicyTrainer(
             self.method,
             self.arm,
@@ -197,15 +203,17 @@ class ControlRun:
             tell=listeners.tell,
         ).train()
 
-    def _start(self) -> ActorCriticPolicy:
-        """The teacher's policy, to go on with."""
-        assert self.teacher is not None
+    def _start(self) -> nn.Module | None:
+        """The teacher's policy, to go on with; None where it has another network, or reads normalised observations."""
         env = self.arm.environment.make()
-        return read_policy(self.teacher, env.observation_space, env.action_space, self.arm.hidden)
+        teacher = read_teacher(self.teacher, env.observation_space, env.action_space, self.arm.hidden)
+        actor = teacher.actor if isinstance(teacher, SelectedColumns) else teacher
+        fits = isinstance(actor, Actor) and shapes(actor.policy) == shapes(self.arm.build(self.arm.vector()).policy)
+        return actor.policy if isinstance(actor, Actor) and fits else None
 
     def _controls(self, folder: Path, updates: int, steps: int | None, listeners: Listeners) -> list[Outcome]:
         """The controls at equal environment steps: fresh, with equal gradient steps, and the teacher that goes on."""
-        plans: list[tuple[str, str, Arm, ActorCriticPolicy | None]] = [("restarted()", "restarted", self.arm, None)]
+        plans: list[tuple[str, str, Arm, nn.Module | None]] = [("restarted()", "restarted", self.arm, None)]
         epochs = self.arm.matched_epochs(updates)
         if epochs > self.arm.epochs:
             plans.append(("restarted(matched=True)", "matched", replace(self.arm, epochs=epochs), None))
@@ -257,18 +265,9 @@ class ControlRun:
         }
 
 
-def shapes(policy: ActorCriticPolicy) -> dict[str, tuple[int, ...]]:
+def shapes(policy: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of a policy's weights by name."""
     return {name: tuple(value.shape) for name, value in policy.state_dict().items()}
-
-
-def read_policy(source: str, space: Any, actions: Any, hidden: Sequence[str] = ()) -> ActorCriticPolicy:
-    """The policy of a run folder or of an SB3 zip, which is not unpickled.
-
-    Raises:
-        DataError, CheckpointError: there is none, or it fits no such observations and actions.
-    """
-    return load_policy(source) if Path(source).is_dir() else read_zip(Path(source), space, actions, hidden)
 
 
 def teacher_steps(source: Path) -> int | None:

@@ -248,9 +248,7 @@ def _read(source: Any, space: spaces.Space[Any], actions: spaces.Space[Any], hid
         raise DataError(
             f"a teacher is an SB3 model, a module, an SB3 zip or a run folder, not a {type(source).__name__}"
         )
-    path = Path(source)
-    if not path.exists() and path.with_name(f"{path.name}.zip").exists():
-        path = path.with_name(f"{path.name}.zip")  # as `save` and `load` of SB3 have it
+    path = teacher_path(source)
     if path.suffix == ".pkl":
         raise DataError(
             f"{path} is a pickle, which is never read; export the statistics of the normaliser by "
@@ -263,6 +261,13 @@ def _read(source: Any, space: spaces.Space[Any], actions: spaces.Space[Any], hid
     teacher = _of_policy(read_zip(path, space, actions, hidden), space, actions, hidden)
     beside = path.with_suffix(".safetensors")
     return _behind(teacher, read_tensors(beside), str(beside)) if beside.exists() else teacher
+
+
+def teacher_path(source: str | Path) -> Path:
+    """The path of a teacher: a name without ``.zip`` is that of the zip, as `save` and `load` of SB3 have it."""
+    path = Path(source)
+    zipped = path.with_name(f"{path.name}.zip")
+    return zipped if not path.exists() and zipped.exists() else path
 
 
 def _check_answers(teacher: nn.Module, space: spaces.Space[Any], actions: spaces.Space[Any], values: bool) -> None:
