@@ -266,8 +266,9 @@ def _read(source: Any, space: spaces.Space[Any], actions: spaces.Space[Any], hid
 def teacher_path(source: str | Path) -> Path:
     """The path of a teacher: a name without ``.zip`` is that of the zip, as `save` and `load` of SB3 have it."""
     path = Path(source)
-    zipped = path.with_name(f"{path.name}.zip")
-    return zipped if not path.exists() and zipped.exists() else path
+    if not path.exists() and path.with_name(f"{path.name}.zip").exists():
+        return path.with_name(f"{path.name}.zip")
+    return path
 
 
 def _check_answers(teacher: nn.Module, space: spaces.Space[Any], actions: spaces.Space[Any], values: bool) -> None:

@@ -91,3 +91,12 @@ def test_returns_are_judged_and_summarised() -> None:
     assert best["robust"]["improvement"] == 1.0
     assert result["best_control"]["name"] == RESTARTED
     assert best["steps_to_plain"] == 1
+
+
+def test_a_teacher_of_the_command_goes_on_in_its_control_and_teaches_no_other(teacher: str, tmp_path: Path) -> None:
+    request = Request("gym:CartPole-v1", steps=STEPS, episodes=2, teacher=teacher.removesuffix(".zip"))
+    settings = ComparisonSettings(("kickstart(steps=2)",), (0, 1, 2), "steps")
+    jobs = PolicyDesign.load(request, settings).planned({})[1]
+    assert [job.name for job in jobs] == ["kickstart(steps=2)", RESTARTED, CONTINUED]
+    rows = [train_job(job, request, tmp_path / job.key)["rows"][job.name] for job in jobs]
+    assert [row["with_teacher_training"] is None for row in rows] == [False, True, False]

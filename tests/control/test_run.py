@@ -159,6 +159,14 @@ def test_a_run_folder_and_a_zip_kickstart_and_go_on(finished: Path, tmp_path: Pa
     assert arm["scores"]["teacher_steps"] == 0  # a fresh one
 
 
+def test_a_teacher_of_another_network_does_not_go_on(finished: Path, tmp_path: Path) -> None:
+    method = f'continued("{finished}")'
+    result = call("run", "gym:CartPole-v1", *BRIEF, "--method", method, "--net", "16,16", "--out", tmp_path / "r")
+    assert result.exit_code == 2, result.output
+    assert "goes on only with its own network, observations and normaliser" in result.output
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize("method", ["born_again_policy()", "policy_peers(2)", "iter_policy()", "self_imitation()"])
 def test_recipes_without_a_teacher_run(method: str, tmp_path: Path) -> None:
     result = call("run", "gym:CartPole-v1", "--steps", 600, "--episodes", 4, "--method", method, "--no-control",
