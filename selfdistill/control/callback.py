@@ -376,8 +376,7 @@ class SelfDistil(BaseCallback):
         """The extra steps after an update, on states of the last rollouts or on finished episodes; how many."""
         self.settle()
         begun, self._distilled = self._distilled, self._finished
-        training, strength = self.method.training, self._strength
-        steps = round(training.steps * strength)
+        steps, strength = self.method.extra_steps(self._clock), self.method.strength(self._clock)
         rows = self._visited or self._sequences or len(self._memory)
         if self.method.method is None or begun == self._finished or not (steps and rows):
             return 0
@@ -425,12 +424,6 @@ class SelfDistil(BaseCallback):
             logger.record(f"distil/{name}_weight", figure["weight"])
             if isinstance(self.method.terms[name].loss, KL | Sharpened):
                 logger.record("distil/teacher_kl", figure["loss"])
-
-    @property
-    def _strength(self) -> float:
-        """How large the weights of the terms are, as a share of those at the start."""
-        begin, terms = self._clock.at(0), self.method.terms.values()
-        return max((t.weight_at(self._clock) / t.weight_at(begin) for t in terms if t.weight_at(begin)), default=0.0)
 
     def _draw(self, visited: Mapping[str, Tensor], draws: torch.Generator) -> Batch:
         """Rows for an extra step."""

@@ -6,8 +6,9 @@ rank the controls; the test episodes are others, and the same for all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from ..io.run_record import Request, read_lines
 from ..training.comparison import ComparisonDesign, ComparisonSettings, Job, ignore
 from ..training.task_type import Listeners
 from .recipes import PolicyMethod
-from .run import ControlRun, choose_method, prepare
+from .run import AUDITED, ControlRun, prepare
 
 METHOD, CONTROL = "policy method", "policy control"
 RESTARTED, MATCHED, CONTINUED = "restarted()", "restarted(matched=True)", "continued()"
-EPISODES = 100  # of an audit and of a test, where none are asked for
 
 ABOUT = {
     RESTARTED: "a fresh policy on reward alone",
@@ -40,7 +40,7 @@ def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     place = folder / "training"
     outcome, lineage, _ = ready.train_policy(place, Listeners(lambda name: None, ignore, ignore))
     decisions = [one["decision"]["accepted"] for one in lineage.generations if one.get("decision")]
-    count = request.episodes or EPISODES
+    count = request.episodes or AUDITED
     audit, test = (float(ready.player.play(outcome.policy, use, count).returns.mean()) for use in ("audit", "test"))
     total = float(outcome.steps + 3 * outcome.updates * ready.arm.batch_size)
     taught = outcome.teacher_steps
@@ -75,15 +75,8 @@ def _curve(folder: Path) -> list[dict[str, float]]:
 
 def extra_steps(method: PolicyMethod, rollouts: int) -> int:
     """The extra distillation steps of a training of so many rollouts."""
-    if method.method is None or not method.training.steps:
-        return 0
     clock = TrainingClock(epochs=rollouts)
-    begin = {name: term.weight_at(clock) for name, term in method.terms.items()}
-    shares = (
-        max((term.weight_at(clock.at(done)) / begin[name] for name, term in method.terms.items() if begin[name]))
-        for done in range(1, rollouts + 1)
-    )
-    return sum(round(method.training.steps * share) for share in shares)
+    return sum(method.extra_steps(clock.at(done)) for done in range(1, rollouts + 1))
 
 
 @dataclass(frozen=True)
@@ -99,12 +92,6 @@ class PolicyDesign(ComparisonDesign):
     @staticmethod
     def plain(control: bool) -> str:
         return RESTARTED
-
-    @staticmethod
-    def judged(methods: Sequence[str]) -> tuple[str, ...]:
-        """The methods that are no controls; where all are, all of them."""
-        others = tuple(name for name in methods if name not in ABOUT)
-        return others or tuple(methods)
 
     @staticmethod
     def shared(request: Request, settings: ComparisonSettings) -> Request:
@@ -124,25 +111,27 @@ class PolicyDesign(ComparisonDesign):
     def load(cls, request: Request, settings: ComparisonSettings) -> PolicyDesign:
         return cls(request, settings, prepare(replace(request, method=settings.methods[0], seed=settings.seeds[0])))
 
+    @cached_property
+    def _every_method(self) -> list[ControlRun]:
+        """The methods on the first seed, each with every choice made."""
+        seed = self.settings.seeds[0]
+        return [prepare(replace(self.request, method=name, seed=seed)) for name in self.settings.methods]
+
     def check(self) -> None:
         """Whether every method can be trained in the environment."""
-        for name in self.settings.methods:
-            prepare(replace(self.request, method=name, seed=self.settings.seeds[0]))
+        _ = self._every_method
 
     def threads(self) -> int:
         return self.ready.threads()
 
     def control(self, tell: Callable[[str], None]) -> bool:
         """Whether a teacher is there that can go on training: with the network and the observation of the rows."""
-        return self._continued() is not None
+        return self._continued is not None
 
+    @cached_property
     def _continued(self) -> str | None:
         """The teacher that goes on; None if there is none."""
-        return next((place for place in map(self._teacher, self.settings.methods) if place is not None), None)
-
-    def _teacher(self, name: str) -> str | None:
-        ready = prepare(replace(self.request, method=name, seed=self.settings.seeds[0]))
-        return ready.teacher if ready.can_continue() else None
+        return next((ready.teacher for ready in self._every_method if ready.can_continue()), None)
 
     def pilots(self, control: bool) -> list[Job]:
         return []
@@ -151,13 +140,10 @@ class PolicyDesign(ComparisonDesign):
         seed, arm = self.settings.seeds[0], self.ready.arm
         jobs = [Job(name, METHOD, arm.steps, seed, expression=name) for name in self.settings.methods]
         jobs.append(Job(RESTARTED, CONTROL, arm.steps, seed, expression=RESTARTED))
-        extra = [
-            extra_steps(choose_method(replace(self.request, method=name))[0], arm.rollouts)
-            for name in self.settings.methods
-        ]
+        extra = [extra_steps(ready.method, arm.rollouts) for ready in self._every_method]
         epochs = arm.matched_epochs(arm.gradient_steps + max(extra))
         if epochs > arm.epochs:
             jobs.append(Job(MATCHED, CONTROL, arm.steps, seed, expression=RESTARTED, count=epochs))
-        if (teacher := self._continued()) is not None:
-            jobs.append(Job(CONTINUED, CONTROL, arm.steps, seed, expression=f"continued({teacher!r})"))
+        if self._continued is not None:
+            jobs.append(Job(CONTINUED, CONTROL, arm.steps, seed, expression=f"continued({self._continued!r})"))
         return float(arm.rollouts * arm.per_rollout), jobs

@@ -111,10 +111,10 @@ class PolicyTrainer:
         seed = rng.seed(self.arm.seed, "generation", number) % 2**31 if number else self.arm.seed
         return replace(self.arm, steps=rollouts * self.arm.per_rollout, seed=seed)
 
-    def _actor(self, trained: Trained, values: bool = False) -> Actor:
+    def _actor(self, trained: Trained) -> Actor:
         """The policy of a training as a teacher."""
         layout = ObservationLayout.of(trained.model.observation_space, self.arm.hidden)
-        return Actor(copy_policy(trained.policy), layout, values)
+        return Actor(copy_policy(trained.policy), layout)
 
     def _generations(self) -> Lineage:
         """Fresh policies one after another; the audit decides which of them teaches the next and is the product."""
@@ -160,6 +160,5 @@ class PolicyTrainer:
             student = arm.build(arm.vector())
             parallel = ParallelStudent(self.method, student)
             acting = self._one(replace(arm, seed=arm.seed + 1), f"generations/{number}", [parallel], begin)
-            parallel.take_over(arm.steps)
             trainings.append(replace(acting, model=student))
         return Lineage.of(trainings, count - 1)

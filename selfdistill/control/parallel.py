@@ -46,9 +46,6 @@ class ParallelStudent(BaseCallback):
         self.distil = SelfDistil(self.method, previous=Actor(self._acting, layout, values=True))
         if self._saved is not None:
             self._start = self._saved["start"]
-            student.policy.load_state_dict(self._saved["policy"])
-            student.policy.optimizer.load_state_dict(self._saved["optimizer"])
-            student._n_updates = self._saved["updates"]
             self.distil.load_tree(self._saved["distil"])
         student._total_timesteps = teacher._total_timesteps - self._start
         student.num_timesteps = teacher.num_timesteps - self._start
@@ -99,13 +96,6 @@ class ParallelStudent(BaseCallback):
         self.distil.settle()
         self.distil.record(self.logger)
 
-    def take_over(self, steps: int) -> None:
-        """Give the student its state where the whole training was done before, and no hook was called."""
-        if self._saved is not None and not self.student.num_timesteps:
-            self.student.policy.load_state_dict(self._saved["policy"])
-            self.student.policy.optimizer.load_state_dict(self._saved["optimizer"])
-            self.student.num_timesteps = steps
-
     def state_tree(self) -> Tree:
         """What a resumed training needs of the student, between two rollouts."""
         return {
@@ -117,8 +107,11 @@ class ParallelStudent(BaseCallback):
         }
 
     def load_tree(self, tree: Mapping[str, Any]) -> None:
-        """Go on from a state, when training starts."""
-        self._saved = tree
+        """Take the student's state now, and that of its terms when training starts."""
+        self._saved, student = tree, self.student
+        student.policy.load_state_dict(tree["policy"])
+        student.policy.optimizer.load_state_dict(tree["optimizer"])
+        student._n_updates = tree["updates"]
 
 
 def _chunks(rows: Any) -> list[Any]:

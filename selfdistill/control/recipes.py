@@ -11,6 +11,7 @@ from torch import nn
 
 from ..core.objective import Method, Objective
 from ..core.parts import BaseTerm, Loss, PerRow, Schedule, Term
+from ..core.step import TrainingClock
 from ..errors import RecipeError, SpaceError
 from ..io.expressions import Count, Extras, NonNegative, Positive, Share, checked, expression_name, parse_expression
 from ..losses import KL, CrossEntropy, GaussianKL, GaussianNLL, Sharpened, Squared
@@ -104,6 +105,15 @@ class PolicyMethod:
         """Whether a teacher from outside teaches it or starts it."""
         external = any(isinstance(term.teacher, External) for term in self.terms.values())
         return external or self.training.start == "teacher"
+
+    def strength(self, clock: TrainingClock) -> float:
+        """How large the weights of the terms are, as a share of those at the start; 0 without terms."""
+        begin, terms = clock.at(0), self.terms.values()
+        return max((t.weight_at(clock) / t.weight_at(begin) for t in terms if t.weight_at(begin)), default=0.0)
+
+    def extra_steps(self, clock: TrainingClock) -> int:
+        """The distillation steps after the update that has ended at this place of the training."""
+        return round(self.training.steps * self.strength(clock))
 
     def bind(self, actor: nn.Module, **options: Any) -> Objective:
         """An `Objective` for a training loop of one's own: ``loss = ppo_loss + objective({"x": rows})``.

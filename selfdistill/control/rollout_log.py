@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..io.files import FORMAT
-from ..io.run_record import SCRIPT, write_record
+from ..io.run_record import SCRIPT, versions, write_record
 from ..io.tensors import Tree
 from ..training.state import MetricsLog
 
@@ -156,11 +155,7 @@ class ScriptLog(RolloutLog):
                     "fingerprint": "script",
                 },
                 "command": sys.argv,
-                "versions": {
-                    "selfdistill": version("selfdistill"),
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
+                "versions": versions(),
                 "threads": torch.get_num_threads(),
             },
         )

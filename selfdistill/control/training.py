@@ -71,15 +71,18 @@ class Arm:
         return -(-self.steps // self.per_rollout)
 
     @property
+    def per_epoch(self) -> int:
+        """Optimizer steps of the engine's epoch over a rollout."""
+        return -(-self.per_rollout // min(self.batch_size, self.per_rollout))
+
+    @property
     def gradient_steps(self) -> int:
         """Optimizer steps of the engine in the training."""
-        batches = -(-self.per_rollout // min(self.batch_size, self.per_rollout))
-        return self.epochs * batches * self.rollouts if self.engine == "ppo" else self.rollouts
+        return self.epochs * self.per_epoch * self.rollouts if self.engine == "ppo" else self.rollouts
 
     def matched_epochs(self, updates: int) -> int:
         """Epochs with which the engine takes at least so many gradient steps; the usual ones where it has none."""
-        batches = -(-self.per_rollout // min(self.batch_size, self.per_rollout))
-        return -(-updates // (batches * self.rollouts)) if self.engine == "ppo" else self.epochs
+        return -(-updates // (self.per_epoch * self.rollouts)) if self.engine == "ppo" else self.epochs
 
     def vector(self) -> DummyVecEnv:
         """The environments, whose episodes have addressed seeds."""

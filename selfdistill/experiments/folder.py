@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import platform
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 from ..errors import CheckpointError, DataError
 from ..io.expressions import one_line
@@ -102,8 +98,3 @@ def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide bits, as records hold them."""
-    return {"selfdistill": version("selfdistill"), "torch": torch.__version__, "python": platform.python_version()}

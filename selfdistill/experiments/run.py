@@ -31,7 +31,7 @@ from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
 from ..io.files import FORMAT, refuse_links, sweep, write
-from ..io.run_record import Request, changed_logs, differences, log_digests, read_record, write_record
+from ..io.run_record import Request, changed_logs, differences, log_digests, read_record, versions, write_record
 from ..models.peers import final_model
 from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
@@ -40,7 +40,7 @@ from ..report.summary import model_card_text, readme
 from ..training import threads
 from ..training.fit import choose_device, join
 from ..training.task_type import Listeners, PreparedRun, TaskType
-from .folder import Folder, locked, versions
+from .folder import Folder, locked
 from .task_types import TASK_TYPES
 
 __all__ = ["Run", "final_model", "load_model", "model_card"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
+
+import torch
 
 from ..errors import CheckpointError, DataError
 from .expressions import BatchSize, Count, Epochs, Range, Seed, Size, Steps, field_fault, one_line
@@ -362,3 +366,8 @@ def _digests(record: Mapping[str, Any]) -> dict[str, str]:
     begun = {name: value for name, value in record.items() if name not in ("result", "logs", "sha256")}
     parts = {"run": begun, **({"result": record["result"]} if "result" in record else {})}
     return {name: hashlib.sha256(canonical(part)).hexdigest() for name, part in parts.items()}
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide bits, as records hold them."""
+    return {"selfdistill": version("selfdistill"), "torch": torch.__version__, "python": platform.python_version()}

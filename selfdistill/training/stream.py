@@ -101,6 +101,20 @@ def column_tasks(data: Data) -> tuple[StreamTasks, StreamTasks, list[str]]:
     return StreamTasks(parts[0], classes), StreamTasks(parts[1], classes), list(data.tasks.names)
 
 
+def _check_rows(data: Data, parts: Sequence[Tensor], noun: str, unit: str) -> None:
+    """Refuse a part of a stream that has nothing to teach, or rows that never teach.
+
+    Raises:
+        DataError: a part has no row, or one of the validation or test split.
+    """
+    held = torch.cat([data.audit, data.test])
+    for number, rows in enumerate(parts, 1):
+        if not len(rows):
+            raise DataError(f"{noun} {number} of {len(parts)} has no {unit}; give fewer {noun}s")
+        if bool(torch.isin(rows, held).any()):
+            raise DataError(f"{noun} {number} has rows of the validation or test split, which never teach")
+
+
 class StreamTask(NetworkTask):
     """A network that learns the tasks of a stream in turn.
 
@@ -116,12 +130,7 @@ class StreamTask(NetworkTask):
         super().__init__(build, sealed(data), method)
         self.whole = self.data
         self.tasks, self.parts = tuple(tasks), [sealed(replace(data, labelled=rows)) for rows in tasks]
-        held = torch.cat([data.audit, data.test])
-        for number, rows in enumerate(tasks, 1):
-            if not len(rows):
-                raise DataError(f"task {number} of {len(tasks)} has no labelled row; give fewer tasks")
-            if bool(torch.isin(rows, held).any()):
-                raise DataError(f"task {number} has rows of the validation or test split, which never teach")
+        _check_rows(data, tasks, "task", "labelled row")
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -190,6 +199,24 @@ def task_accuracy(logits: Tensor, y: Tensor, classes: Tensor | None = None) -> f
     return float((answers == y).double().mean()) if len(y) else float("nan")
 
 
+def _drive(
+    task: NetworkTask,
+    method: Method,
+    settings: Mapping[str, Any],
+    *,
+    out: Path | str | None,
+    resume: bool,
+    device: torch.device | str | None,
+    progress: Progress | None,
+    warn: Callable[[str], None],
+    tell: Callable[[str], None] | None,
+) -> Result:
+    """Train a task whose generations nothing audits."""
+    chosen = Settings(**{**settings, "audit": "off"})
+    place, where = run_folder(out, resume), choose_device(device)
+    return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)
+
+
 def fit_stream(
     build: Callable[..., nn.Module],
     data: Data,
@@ -217,9 +244,9 @@ def fit_stream(
     method = for_task(replace(method, generations=len(tasks)), data.task)
     check_method(method, data)
     task = StreamTask(build, data, method, tasks)
-    chosen = Settings(**{**settings, "audit": "off"})
-    place, where = run_folder(out, resume), choose_device(device)
-    return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)
+    return _drive(
+        task, method, settings, out=out, resume=resume, device=device, progress=progress, warn=warn, tell=tell
+    )
 
 
 class UpdateTask(NetworkTask):
@@ -290,9 +317,9 @@ def fit_update(
     method = for_task(replace(method, generations=1), data.task)
     check_method(method, data)
     task = UpdateTask(build, data, method, before, stored)
-    chosen = Settings(**{**settings, "audit": "off"})
-    place, where = run_folder(out, resume), choose_device(device)
-    return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)
+    return _drive(
+        task, method, settings, out=out, resume=resume, device=device, progress=progress, warn=warn, tell=tell
+    )
 
 
 class AdaptTask(NetworkTask):
@@ -335,11 +362,7 @@ class AdaptTask(NetworkTask):
             raise DataError(
                 f"the share of rows that is left out is from 0 to below 1, not {leave_out}; try {LEAVE_OUT}"
             )
-        for number, rows in enumerate(domains, 1):
-            if not len(rows):
-                raise DataError(f"domain {number} of {len(domains)} has no row; give fewer domains")
-            if bool(torch.isin(rows, held).any()):
-                raise DataError(f"domain {number} has rows of the validation or test split, which never teach")
+        _check_rows(data, domains, "domain", "row")
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -419,9 +442,9 @@ def fit_adapt(
     method = for_task(replace(method, generations=max(1, len(domains))), data.task)
     check_method(method, data)
     task = AdaptTask(build, data, method, source, domains, leave_out, warm)
-    chosen = Settings(**{**settings, "audit": "off"})
-    place, where = run_folder(out, resume), choose_device(device)
-    return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)
+    return _drive(
+        task, method, settings, out=out, resume=resume, device=device, progress=progress, warn=warn, tell=tell
+    )
 
 
 def score_classes(

@@ -26,14 +26,14 @@ from ...evaluation.statistics import reachable
 from ...io import trust
 from ...io.expressions import Range, one_line
 from ...io.files import FORMAT, check_format, cores, refuse_links, sweep
-from ...io.run_record import Request
+from ...io.run_record import Request, versions
 from ...io.schema import find_fault, read_json, refuse_misfits
 from ...io.tensors import write_json
 from ...report import COMPARISON, PAGE, surviving
 from ...report import write as write_report
 from ...training import threads
 from ...training.comparison import ComparisonDesign, ComparisonSettings, Job, check, cost, of_seed
-from ..folder import Folder, locked, versions
+from ..folder import Folder, locked
 from ..processes import Peak, run_jobs
 from ..task_types import TASK_TYPES
 from .verdicts import judge
