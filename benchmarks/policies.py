@@ -19,7 +19,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class World:
     sees: str | None = None
     net: tuple[int, ...] = (64, 64)
     options: tuple[tuple[str, Any], ...] = ()
+    teacher_epochs: int = EPOCHS
+    constant: bool = False
 
 
 class HiddenVelocities(gym.ObservationWrapper[Any, Any, Any]):
@@ -128,12 +130,13 @@ class Curve(BaseCallback):
 
 
 def build(world: World, seed: int, epochs: int = EPOCHS, hidden: bool = False) -> PPO:
-    """A fresh PPO, whose learning rate falls on a line to 0; its environments and weights follow from the seed."""
+    """A fresh PPO, whose learning rate falls to 0 unless it is to be constant; a seed decides the rest."""
     environments = make_vec_env(world.make, ENVIRONMENTS, seed=seed)
+    rate = 1e-3 if world.constant else LinearSchedule(1e-3, 0.0, 1.0)
     options: dict[str, Any] = {"net_arch": list(world.net)} | (hide(world.sees) if hidden and world.sees else {})
     return PPO(
         "MultiInputPolicy" if world.sees else "MlpPolicy", environments, n_steps=ROLLOUT, batch_size=BATCH,
-        n_epochs=epochs, learning_rate=LinearSchedule(1e-3, 0.0, 1.0), ent_coef=0.01, seed=seed, device="cpu",
+        n_epochs=epochs, learning_rate=rate, ent_coef=0.01, seed=seed, device="cpu",
         policy_kwargs=options, **dict(world.options),
     )  # fmt: skip
 
@@ -168,7 +171,7 @@ def matched_epochs(world: World, gradient: int) -> int:
 
 def run_seed(world: World, recipe: Callable[[Any], PolicyMethod], seed: int) -> dict[str, Any]:
     """Teacher and arms of a seed; two models are built and trained in turn, as both draw from global generators."""
-    teacher = build(world, seed)
+    teacher = build(world, seed, world.teacher_epochs)
     arms = {"teacher": train(world, teacher, world.teacher_steps)}
     if not world.sees:
         continued = copy.deepcopy(teacher.policy.state_dict())
@@ -251,6 +254,8 @@ def main() -> None:
     parser.add_argument("--world", choices=sorted(WORLDS))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--teacher-epochs", type=int, default=EPOCHS, help="4 make a weaker teacher")
+    parser.add_argument("--constant", action="store_true", help="a constant learning rate, for all arms")
     parser.add_argument("--out", type=Path, default=Path("runs/policies.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -259,6 +264,7 @@ def main() -> None:
         return
     usual = {"privileged": "cartpole-frames", "kickstart": "cartpole"}[options.what]
     world = WORLDS[options.world or usual]
+    world = replace(world, teacher_epochs=options.teacher_epochs, constant=options.constant)
     recipe = (lambda teacher: privileged(teacher, world.sees)) if world.sees else kickstart
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = options.out.read_text().splitlines() if options.out.exists() else []
