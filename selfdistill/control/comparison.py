@@ -17,11 +17,10 @@ from ..errors import DataError, RecipeError
 from ..io.run_record import Request, read_lines
 from ..training.comparison import ComparisonDesign, ComparisonSettings, Job, ignore
 from ..training.task_type import Listeners
-from .recipes import PolicyMethod
+from .recipes import CONTINUED, MATCHED, RESTARTED, PolicyMethod
 from .run import AUDITED, ControlRun, prepare
 
 METHOD, CONTROL = "policy method", "policy control"
-RESTARTED, MATCHED, CONTINUED = "restarted()", "restarted(matched=True)", "continued()"
 
 ABOUT = {
     RESTARTED: "a fresh policy on reward alone",

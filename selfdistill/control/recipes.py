@@ -29,6 +29,7 @@ from .parts import (
     Surpassed,
 )
 
+RESTARTED, MATCHED, CONTINUED = "restarted()", "restarted(matched=True)", "continued()"  # the controls of a run
 VISITED, EPISODES, TEACHER_VIEW = "x", "episodes", "teacher"
 
 

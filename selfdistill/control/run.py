@@ -41,7 +41,7 @@ from .actors import Actor, SelectedColumns
 from .environments import Environment, replays
 from .episodes import Episodes, Player, play_test
 from .generations import Lineage, PolicyTrainer
-from .recipes import PolicyMethod, read_recipe
+from .recipes import CONTINUED, MATCHED, RESTARTED, PolicyMethod, read_recipe
 from .store import describe_space, load_policy, policy_arguments, read_config, registered_options, save_policy
 from .teachers import read_teacher, teacher_path
 from .training import Arm, Place, Trained, train
@@ -213,12 +213,12 @@ class ControlRun:
 
     def _controls(self, folder: Path, updates: int, steps: int | None, listeners: Listeners) -> list[Outcome]:
         """The controls at equal environment steps: fresh, with equal gradient steps, and the teacher that goes on."""
-        plans: list[tuple[str, str, Arm, nn.Module | None]] = [("restarted()", "restarted", self.arm, None)]
+        plans: list[tuple[str, str, Arm, nn.Module | None]] = [(RESTARTED, "restarted", self.arm, None)]
         epochs = self.arm.matched_epochs(updates)
         if epochs > self.arm.epochs:
-            plans.append(("restarted(matched=True)", "matched", replace(self.arm, epochs=epochs), None))
+            plans.append((MATCHED, "matched", replace(self.arm, epochs=epochs), None))
         if self.can_continue():
-            plans.append(("continued()", "continued", self.arm, self._start()))
+            plans.append((CONTINUED, "continued", self.arm, self._start()))
         outcomes = []
         for name, part, arm, begin in plans:
             trained = train(arm, self._place(folder / part, f"{name}, a control", listeners), begin)
@@ -288,7 +288,7 @@ def choose_method(request: Request) -> tuple[PolicyMethod, str]:
     Raises:
         RecipeError: there is no such recipe, or what it needs is missing.
     """
-    default = "restarted()" if request.teacher is None else "kickstart()"
+    default = RESTARTED if request.teacher is None else "kickstart()"
     default = default if request.sees is None else f"privileged(sees={request.sees!r})"
     expression = request.method or default
     name, method = expression_name(expression), read_recipe(expression)

@@ -52,7 +52,7 @@ class ControlTaskType(TaskType):
 
     name, learner, title = "control", "policies", "For policies"
     about = "Policies in environments of gymnasium, trained by PPO or A2C of stable-baselines3."
-    control = "restarted()"
+    control = recipes.RESTARTED
     unit = "episodes"
 
     def recipes(self) -> Mapping[str, Callable[..., Any]]:
@@ -159,7 +159,7 @@ class ControlTaskType(TaskType):
             f"Mean return {test['return']:.1f}{half} on {result['data']['rows']['test']} fresh episodes with "
             f"{control['deployment']} actions, after {result['steps']:,} steps. One seed proves little."
         )
-        for name in ("restarted(matched=True)", "restarted()", "continued()"):
+        for name in (recipes.MATCHED, recipes.RESTARTED, recipes.CONTINUED):
             if name in against:
                 text += f" {_outcome(name, against[name]['test'])}"
         return f"{text} {control['note'][0].upper()}{control['note'][1:]}." if control["note"] else text

@@ -9,8 +9,8 @@ import pytest
 from stable_baselines3 import PPO
 
 from selfdistill.control import SelfDistil, kickstart, policy_distillation, restarted, self_imitation
-from selfdistill.control.comparison import CONTINUED, MATCHED, RESTARTED, PolicyDesign, extra_steps, train_job
-from selfdistill.control.recipes import PolicyMethod
+from selfdistill.control.comparison import PolicyDesign, extra_steps, train_job
+from selfdistill.control.recipes import CONTINUED, MATCHED, RESTARTED, PolicyMethod
 from selfdistill.errors import DataError, RecipeError
 from selfdistill.evaluation.statistics import interquartile_mean
 from selfdistill.experiments.compare.verdicts import judge
