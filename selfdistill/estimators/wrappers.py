@@ -74,16 +74,17 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A pandas or polars frame as an array (rows, columns) of float64.
 
     Numbers and booleans stay as they are and times become seconds. Any other value becomes the rank of its text among
-    the ``most`` most frequent ones of the column; rarer and unknown texts share the next code. Missing values are nan.
-    An array stays as it is.
+    the ``most`` most frequent ones of the column, those of ``least`` rows or more; rarer and unknown texts share the
+    next code. Missing values are nan. An array stays as it is.
 
     >>> import pandas as pd
     >>> FrameEncoder().fit_transform(pd.DataFrame({"n": [1, 2, 3], "kind": ["b", None, "b"]})).tolist()
     [[1.0, 0.0], [2.0, nan], [3.0, 0.0]]
     """
 
-    def __init__(self, most: int = MAX_CATEGORIES) -> None:
+    def __init__(self, most: int = MAX_CATEGORIES, least: int = 1) -> None:
         self.most = most
+        self.least = least
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -100,7 +101,8 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 continue
             codes, texts = category_codes(X[name])
             frequency = np.bincount(codes[codes >= 0], minlength=len(texts))
-            self.categories_.append([texts[i] for i in np.argsort(-frequency, kind="stable")[: self.most]])
+            order = np.argsort(-frequency, kind="stable")[: self.most]
+            self.categories_.append([texts[i] for i in order if frequency[i] >= self.least])
         return self
 
     def transform(self, X: Any) -> Any:
@@ -136,15 +138,16 @@ class IndicatorEncoder(FrameEncoder):
     """A frame as a sparse matrix for linear models.
 
     Numbers are standardised; a missing one becomes the median, and a further column marks it. Any other column becomes
-    an indicator for each of its ``most`` most frequent categories, and one for the rest.
+    an indicator for each of its ``most`` most frequent categories, those of ``least`` rows or more, and one for the
+    rest.
 
     >>> import pandas as pd
     >>> IndicatorEncoder().fit_transform(pd.DataFrame({"n": [1, 3], "kind": ["b", "a"]})).toarray().tolist()
     [[-1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
     """
 
-    def __init__(self, most: int = MAX_INDICATORS) -> None:
-        super().__init__(most)
+    def __init__(self, most: int = MAX_INDICATORS, least: int = 1) -> None:
+        super().__init__(most, least)
 
     def fit(self, X: Any, y: Any = None) -> IndicatorEncoder:
         """Learn medians, standard deviations and categories."""
@@ -232,6 +235,7 @@ class RowLimit(Wrapper):
         most_rows: of a fit. Of more rows, this many are drawn: the same ones each time, and at least one of each class.
         codes: encode a frame by `FrameEncoder`, and pass on which columns hold codes if the estimator has
             ``categorical_features``.
+        least: rows of a category below which it is one of the rest.
 
     Attributes:
         estimator_: the fitted estimator. encoder_: the fitted `FrameEncoder`, or None.
@@ -246,6 +250,7 @@ class RowLimit(Wrapper):
     _: KW_ONLY
     most_rows: int = 200_000
     codes: bool = False
+    least: int = 1
 
     def __sklearn_tags__(self) -> Any:
         return get_tags(self.estimator)
@@ -264,7 +269,7 @@ class RowLimit(Wrapper):
             rows = draw_rows(X.shape[0], self.most_rows, 0, classes)
             X, y, weights = take(X, rows), y[rows], None if weights is None else weights[rows]
         X, learner = as_rows(X), clone(self.estimator)
-        self.encoder_ = FrameEncoder().fit(X) if self.codes else None
+        self.encoder_ = FrameEncoder(least=self.least).fit(X) if self.codes else None
         if self.encoder_ is not None:
             X = self.encoder_.transform(X)
             trim_memory()  # the frame's columns are many small pieces
@@ -297,6 +302,22 @@ def innermost(estimator: Any) -> Any:
     if isinstance(estimator, RowLimit):
         return innermost(estimator.estimator)
     return innermost(estimator[-1]) if isinstance(estimator, Pipeline) else estimator
+
+
+def with_innermost(estimator: Any, learner: Any) -> Any:
+    """An estimator with another learner within its limits and pipelines; changed in place where it has any.
+
+    >>> from sklearn.linear_model import Lasso, Ridge
+    >>> innermost(with_innermost(make_pipeline(StandardScaler(), Ridge()), Lasso()))
+    Lasso()
+    """
+    if isinstance(estimator, RowLimit):
+        return estimator.set_params(estimator=with_innermost(estimator.estimator, learner))
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        estimator.steps[-1] = (name, with_innermost(last, learner))
+        return estimator
+    return learner
 
 
 class ClassNames(ClassifierMixin, Wrapper):  # type: ignore[misc]

@@ -1,0 +1,433 @@
+"""The choice of a model for a table: learners, their stack, and students that it teaches, by rows held out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
+
+from ..data.copies import Floats, Ints
+from ..evaluation.audit import Decision
+from .base import BaseSelfDistillation
+from .base_learners import ALONE, stack_learners
+from .generations import CrossFitting, RealTargets, Targets, train
+from .resume import FitProgress, TrainingCache
+from .self_distillation import SelfDistilledClassifier, SelfDistilledRegressor
+from .stacking import LearnerPool, Stack, distinct_rows
+from .students import student_of
+from .tables import TrainingTable
+from .wrappers import seeded_clone, weight_parameter
+
+PRODUCTS = ("best", "single", "stack")
+SYNTHETIC = 2_000  # rows that the stack labels beside the unlabelled ones
+TEACHER_SHARE = 0.5  # of the target on a labelled row; the label is the rest
+AUDITABLE = 300  # labelled rows below which no test could tell a student from its teacher
+DOUBTFUL, DOUBTED = 0.5, 0.15  # a label is in doubt below this share of the most probable class; how many must be
+LEAST_TRUST = 0.05  # the weight of a row whose label the stack rules out
+
+STACK, MEAN, STUDENT, BOTH, CORRECTED = "stack", "mean", "student", "stack and student", "stack, label errors weighed"
+
+
+@dataclass
+class Candidate:
+    """A model that may become the product, and its errors on rows held out.
+
+    ``losses`` (distinct rows,) are squared errors of values or probabilities; None where no rows could be held out.
+    """
+
+    name: str
+    about: str
+    prediction: Floats | None
+    losses: Floats | None
+    score: float | None  # accuracy, or root mean squared error
+    outcome: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The candidate as JSON has it."""
+        loss = None if self.losses is None else float(self.losses.mean())
+        return {"name": self.name, "about": self.about, "loss": loss, "score": self.score, "outcome": self.outcome}
+
+
+@dataclass
+class Trial:
+    """Everything that is tried on one table: the learners, their stack, and its students."""
+
+    targets: Targets
+    table: TrainingTable
+    folds: CrossFitting
+    fold: Ints
+    progress: FitProgress
+    learners: dict[str, Any]
+    out_of_bag: bool
+    candidates: list[Candidate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def y(self) -> Floats:
+        """The targets of the rows held out: values (rows,), or one-hot labels (rows, classes)."""
+        return self.targets.encode(self.folds.y)
+
+    def add(self, name: str, about: str, prediction: Floats | None) -> Candidate:
+        """A further candidate, with its errors where it has predictions for the rows held out."""
+        losses = score = None
+        if prediction is not None:
+            squares = (prediction - self.y) ** 2
+            losses = self.folds.rows.distinct_losses(squares.reshape(len(squares), -1).sum(axis=1))
+            wrong = self.folds.rows.distinct_losses(self.targets.losses(prediction, self.folds.y))
+            score = float(np.sqrt(wrong.mean())) if self.targets.labels is None else 1.0 - float(wrong.mean())
+        self.candidates.append(Candidate(name, about, prediction, losses, score))
+        return self.candidates[-1]
+
+    def learners_alone(self) -> LearnerPool:
+        """Fit the learners, refuse those that contradict the others on unlabelled rows, and judge each, and the mean."""
+        pool = LearnerPool.fit(self.targets, self.learners, self.table, self.folds, self.progress, self.out_of_bag)
+        given = replace(self.table, synthetic=0)
+        if given.n_unlabelled:
+            pool.guard(self.y, pool.answers(given.unlabelled))
+        for name, prediction in zip(pool.names, pool.predictions, strict=True):
+            candidate = self.add(name, "on the labels", prediction)
+            if name in pool.refused:
+                candidate.outcome = f"refused: {pool.refused[name]}"
+                self.notes.append(f"{name} is refused: it {pool.refused[name]}")
+        self.add(MEAN, "of all learners, each as much as the others", pool.predictions.mean(axis=0))
+        return pool
+
+    def stack(self, pool: LearnerPool, name: str = STACK, about: str = "") -> Candidate:
+        """The learners, weighted by their errors on rows held out."""
+        weights = pool.weights(self.y)
+        parts = [f"{weight:.2f} {own}" for own, weight in zip(pool.names, weights, strict=True) if weight > 0.005]
+        return self.add(name, about + " + ".join(parts), pool.held_out(self.y, self.fold))
+
+    def doubts(self, stacked: Floats) -> Floats | None:
+        """A weight for every labelled row (rows,) by how far the stack, without it, contradicts its label.
+
+        None where too few labels are in doubt, where some rows were not held out, or of values.
+        """
+        if self.targets.labels is None or len(stacked) < len(self.table.y):
+            return None
+        share = (stacked * self.y).sum(axis=1) / stacked.max(axis=1)
+        if (share < DOUBTFUL).mean() < DOUBTED:
+            return None
+        weights = np.clip(share, LEAST_TRUST, 1.0)
+        return weights if self.table.weights is None else weights * self.table.weights
+
+    def corrected(self, weights: Floats) -> LearnerPool:
+        """The learners fitted again, with labels that the stack contradicts weighed less."""
+        learners = {name: own for name, own in self.learners.items() if weight_parameter(own) is not None}
+        table = replace(self.table, weights=weights, mark=self.progress.digest(self.table.mark, weights))
+        distinct = self.folds.rows.distinct
+        assert distinct is not None
+        folds = CrossFitting(self.targets, table, self.fold, distinct, self.progress, self.folds.n_jobs)
+        return LearnerPool.fit(self.targets, learners, table, folds, self.progress, self.out_of_bag)
+
+    # students ---------------------------------------------------------------------------------------------------------
+
+    def student(self, pool: LearnerPool, stacked: Floats, learner: Any) -> Any:
+        """One learner, taught on labelled, unlabelled and synthetic rows by the stack of all rows."""
+        weights = pool.weights(self.y)
+        teacher = self.targets.encode(self.table.y).astype(np.float64)
+        teacher[self.folds.held_out] = stacked
+        return self._teach(self.table, learner, weights, pool, None, teacher, "student")
+
+    def student_held_out(self, pool: LearnerPool, stacked: Floats, learner: Any) -> Floats | None:
+        """The student's predictions for the rows held out, by students and teachers that know nothing of their fold."""
+        if any(models is None for models in pool.fold_models):
+            return None
+        weights, members = pool.weights(self.y), list[list[Any]]()
+        teacher = self.targets.encode(self.table.y).astype(np.float64)
+        teacher[self.folds.held_out] = stacked
+        for k, table in enumerate(self.folds.tables):
+            models = [own[k] for own in pool.fold_models if own is not None]
+            index = table.labelled_index
+            part = f", fold {k + 1} of {len(self.folds)}"
+            members.append([self._teach(table, learner, weights, pool, models, teacher[index], f"student{part}")])
+        return self.folds.predict(members)
+
+    def _teach(
+        self,
+        table: TrainingTable,
+        learner: Any,
+        weights: Floats,
+        pool: LearnerPool,
+        models: list[Any] | None,
+        teacher: Floats,
+        description: str,
+    ) -> Any:
+        rows = len(table.y) + table.n_unlabelled
+        student = student_of(learner, self.targets.labels is not None, rows)
+        target = TEACHER_SHARE * teacher + (1.0 - TEACHER_SHARE) * self.targets.encode(table.y)
+        if table.n_unlabelled:
+            answers = pool.answers(table.unlabelled, models)
+            target = np.concatenate([target, np.tensordot(weights, answers, 1)])
+        given = table.weights
+        if given is not None:
+            given = np.concatenate([given, np.ones(len(target) - len(given))])
+        return train(self.targets, 0, student, table, target, given, TrainingCache(self.progress, description))
+
+
+# estimators -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class AutoDistillation(BaseSelfDistillation):
+    """The common part of `AutoClassifier` and `AutoRegressor`."""
+
+    generations: int = field(default=2, init=False)
+    xi: float | str = field(default=TEACHER_SHARE, init=False)
+    peers: Any = field(default=None, init=False)
+    selection: Any = field(default=None, init=False)
+    audit: str = field(default="safe", init=False)
+    product: str = "best"
+    learners: Any = None
+    synthetic: int = SYNTHETIC
+
+    def _check(self) -> None:
+        if self.product not in PRODUCTS:
+            raise ValueError(f"product is one of {', '.join(PRODUCTS)}, not {self.product!r}")
+        if not isinstance(self.synthetic, (int, np.integer)) or self.synthetic < 0:
+            raise ValueError(f"synthetic is a number of rows from 0 on, not {self.synthetic!r}")
+
+    def _n_synthetic(self, table: TrainingTable) -> int:
+        return int(self.synthetic)
+
+    def _fit(self, targets: Targets, table: TrainingTable) -> None:
+        self._check()
+        if sparse.issparse(table.X) or np.ndim(table.X) == 1:
+            kind = "sparse rows" if sparse.issparse(table.X) else "texts"
+            raise ValueError(
+                f"{type(self).__name__} makes rows of two others' columns, and X has {kind}; give a dense table, or "
+                "take SelfTrainedClassifier or SelfDistilledRegressor"
+            )
+        progress = FitProgress.begin()
+        random = None if self.random_state is None else check_random_state(self.random_state)
+        seed = 0 if random is None else int(random.randint(2**31 - 1))
+        synthetic = self._n_synthetic(table)
+        mark = progress.digest(table.X, table.X_unlabelled, synthetic, seed)
+        table = replace(table, mark=mark, seed=seed, synthetic=synthetic)
+        own = seeded_clone(self._base(), random)
+        fold_and_distinct = self._folds(table)
+        self.teacher_, self.student_, self.residuals_, self.xi_ = None, None, None, []
+        if fold_and_distinct is None:
+            self._hand_over_alone(targets, table, own, progress)
+            return
+        trial = self._trial(targets, table, own, random, fold_and_distinct, progress)
+        self._choose(trial)
+
+    def _trial(
+        self,
+        targets: Targets,
+        table: TrainingTable,
+        own: Any,
+        random: np.random.RandomState | None,
+        fold_and_distinct: tuple[Ints, Ints],
+        progress: FitProgress,
+    ) -> Trial:
+        fold, distinct = fold_and_distinct
+        frame, classify = hasattr(table.X, "columns"), targets.labels is not None
+        learners = stack_learners(own, frame, classify, len(table.y)) if self.learners is None else self.learners
+        learners = {
+            name: own if peer is own else seeded_clone(peer, random)
+            for name, peer in ({ALONE: own} | dict(learners)).items()
+            if peer is own or table.weights is None or weight_parameter(peer) is not None
+        }
+        audited = len(table.y) >= AUDITABLE
+        out_of_bag = not audited and distinct_rows(table, distinct)
+        folds = CrossFitting(targets, table, fold, distinct, progress, self.n_jobs)
+        students = 1 + len(folds) if audited else 1
+        progress.plan(LearnerPool.trainings(learners, len(folds), out_of_bag) + students)
+        return Trial(targets, table, folds, fold[folds.held_out], progress, learners, out_of_bag)
+
+    def _hand_over_alone(self, targets: Targets, table: TrainingTable, own: Any, progress: FitProgress) -> None:
+        progress.plan(1)
+        alone = table.with_unlabelled(np.arange(0))
+        cache = TrainingCache(progress, f"{ALONE} on all rows")
+        self.estimator_ = train(targets, 0, own, alone, targets.encode(table.y), table.weights, cache)
+        self.generation_, self.candidates_ = 0, [Candidate(ALONE, "on the labels", None, None, None, "product").row()]
+        self.verdict_ = f"nothing was tried: {len(table.y)} labelled rows are too few to hold some out; {ALONE}"
+        self.history_ = [self._line(0, self.verdict_, None, None)]
+        self.notes_: list[str] = []
+
+    # the choice -------------------------------------------------------------------------------------------------------
+
+    def _choose(self, trial: Trial) -> None:
+        pool = trial.learners_alone()
+        alone = trial.candidates[0]
+        stack = trial.stack(pool)
+        assert stack.prediction is not None
+        weights = trial.doubts(stack.prediction)
+        if weights is not None:
+            again = trial.corrected(weights)
+            corrected = trial.stack(again, CORRECTED)
+            if _better(corrected, stack, 1.0):
+                stack.outcome = f"{CORRECTED} is better"
+                pool, stack = again, corrected
+        self.notes_, self.teacher_ = trial.notes, pool.stack(pool.weights(trial.y))
+        if _better(alone, stack, 0.5):
+            self._finish(trial, alone, pool.models[0], f"nothing helps: {_against(stack, alone)}")
+            return
+        if self.product == "stack":
+            self._finish(trial, stack, self.teacher_, f"{stack.name}: {_against(stack, alone)}")
+            return
+        learner = trial.learners[ALONE]
+        held_out = trial.student_held_out(pool, stack.prediction, learner)
+        model = trial.student(pool, stack.prediction, learner)
+        self.student_ = model
+        student = trial.add(STUDENT, f"one learner, taught by the {stack.name}", held_out)
+        if self.product == "single":
+            if _better(alone, student, 0.5):
+                self._finish(trial, alone, pool.models[0], f"nothing helps: {_against(student, alone)}")
+            else:
+                self._finish(trial, student, model, f"one {STUDENT} of the {stack.name}: {_against(stack, alone)}")
+            return
+        self._choose_best(trial, stack, student, model)
+
+    def _choose_best(self, trial: Trial, stack: Candidate, student: Candidate, model: Any) -> None:
+        """The stack, its student, or the mean of both; of equals the smaller model."""
+        classes = trial.targets.labels
+        assert stack.prediction is not None
+        joint = None if student.prediction is None else (stack.prediction + student.prediction) / 2
+        both = trial.add(BOTH, "the mean of the two", joint)
+        teacher = self.teacher_
+        halves = Stack([teacher, model], [0.5, 0.5], None, classes)
+        models = {STUDENT: model, stack.name: teacher, BOTH: halves}
+        ranked = [student, stack, both] if student.losses is not None else [both]
+        best = min(ranked, key=lambda c: np.inf if c.losses is None else float(c.losses.mean()))
+        choice = next(c for c in ranked if c is best or not _better(best, c, 0.25))
+        why = _against(choice if choice.losses is not None else stack, trial.candidates[0])
+        self._finish(trial, choice, models[choice.name], f"{choice.name}: {why}")
+
+    def _finish(self, trial: Trial, choice: Candidate, model: Any, verdict: str) -> None:
+        """Record what was tried, and why this one is the product."""
+        for candidate in trial.candidates:
+            candidate.outcome = candidate.outcome or ("product" if candidate is choice else "")
+        alone, teacher = (
+            trial.candidates[0],
+            next(c for c in reversed(trial.candidates) if c.name in (STACK, CORRECTED)),
+        )
+        audited = choice if choice.losses is not None else teacher
+        self.estimator_, self.generation_ = model, int(choice is not alone)
+        self.candidates_, self.verdict_ = [candidate.row() for candidate in trial.candidates], verdict
+        assert audited.prediction is not None
+        if isinstance(trial.targets, RealTargets):
+            self.residuals_ = trial.folds.y - audited.prediction
+        losses = [_audited_loss(trial, candidate) for candidate in (alone, audited)]
+        self.history_ = [self._line(0, f"{ALONE} learns the labels", losses[0], None)]
+        decision = Decision(1, choice is not alone, verdict)
+        last = audited if choice is not alone else teacher
+        self.history_.append(self._line(1, f"{last.name}: {last.about}", _audited_loss(trial, last), decision))
+
+    def _line(self, generation: int, what: str, loss: float | None, decision: Decision | None) -> dict[str, Any]:
+        return {
+            "generation": generation, "what": what, "loss": loss, "xi": None, "labelled_by": [], "temperature": None,
+            "decision": asdict(decision) if decision else None,
+        }  # fmt: skip
+
+    def report(self) -> str:
+        """The verdict in a line, and a line for each candidate: its score on rows held out, and what became of it.
+
+        Raises:
+            NotFittedError: before ``fit``.
+        """
+        if not hasattr(self, "candidates_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit first")
+        measure = "accuracy" if self._classes else "RMSE"
+        lines = [self.verdict_, *self.notes_]
+        for row in self.candidates_:
+            score = "" if row["score"] is None else f", {measure} {row['score']:.4g}"
+            lines.append(f"  {row['name']} ({row['about']}){score}{'; ' + row['outcome'] if row['outcome'] else ''}")
+        return "\n".join(lines)
+
+
+def _audited_loss(trial: Trial, candidate: Candidate) -> float:
+    """The mean error rate or squared error of a candidate on rows held out."""
+    assert candidate.prediction is not None
+    return float(trial.folds.rows.distinct_losses(trial.targets.losses(candidate.prediction, trial.folds.y)).mean())
+
+
+def _difference(one: Candidate, other: Candidate) -> tuple[float, float]:
+    """The mean difference of two candidates' losses over the same rows, and its standard error."""
+    assert one.losses is not None and other.losses is not None
+    differences = one.losses - other.losses
+    return float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
+
+
+def _better(one: Candidate, other: Candidate, errors: float) -> bool:
+    """Whether one's loss is lower by so many standard errors of the paired difference; False where one has none."""
+    if one.losses is None or other.losses is None:
+        return False
+    mean, error = _difference(one, other)
+    return mean < 0.0 and -mean >= errors * error
+
+
+def _against(one: Candidate, alone: Candidate) -> str:
+    """A candidate's error beside that of the learner alone, in words."""
+    if one.losses is None or alone.losses is None:
+        return "not audited"
+    mean, error = _difference(one, alone)
+    share, half = (100 * v / max(float(alone.losses.mean()), 1e-300) for v in (mean, 1.96 * error))
+    word = "lower" if share <= 0 else "higher"
+    return (
+        f"its squared error on rows held out is {abs(share):.1f} % {word} than that of {ALONE} "
+        f"[{share - half:+.1f}, {share + half:+.1f}]"
+    )
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class AutoRegressor(AutoDistillation, SelfDistilledRegressor):
+    """Learners for values, their stack, and a student of it: the best of them on rows held out, or one learner.
+
+    Equation::
+
+        s = sum_j w_j f_j, w fitted out of fold;  the student learns s on unlabelled and synthetic rows, and (s + y) / 2
+        on labelled ones
+
+    Args:
+        estimator: the learner that the student is; `usual_learner`, gradient boosting, by default.
+        product: ``"best"``: the stack, its student or the mean of both; ``"single"``: the student, one learner's size
+            and speed; ``"stack"``: the undistilled stack. The learner alone, where nothing is better.
+        learners: a dictionary of further learners by name; by default boosting, extremely randomised trees, a forest, a
+            linear model and neighbours.
+        synthetic: the number of synthetic rows, each of half the columns of one row and half of another.
+        audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
+
+    Attributes:
+        estimator_: the product. teacher_: the stack. student_: its student, if one was taught. generation_: 0 where the product is the learner alone, else 1.
+        candidates_: name, loss, score and outcome of all that was tried; ``report()`` prints them.
+        residuals_: label minus prediction of the rows held out.
+
+    Source: Breiman, Stacked Regressions, 1996, for the teacher; Bucila, Caruana and Niculescu-Mizil, Model Compression,
+    KDD 2006, for the student.
+
+    >>> from sklearn.datasets import load_diabetes
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = AutoRegressor(random_state=0).fit(X[:60], y[:60], X_unlabeled=X[60:300])
+    >>> model.predict(X[300:]).shape, [row["name"] for row in model.candidates_][-1]
+    ((142,), 'stack and student')
+    """
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class AutoClassifier(AutoDistillation, SelfDistilledClassifier):
+    """Learners for classes, their stack, and a student of it: the best of them on rows held out, or one learner.
+
+    Where the stack contradicts many labels on rows held out, all learners are fitted again with those labels weighed
+    less; that is a further candidate.
+
+    Args:
+        estimator, product, learners, synthetic, audit_folds, n_jobs, random_state: as of `AutoRegressor`.
+        unlabelled: as of `SelfDistilledClassifier`.
+
+    Attributes:
+        estimator_, teacher_, student_, generation_, candidates_: as of `AutoRegressor`. classes_: the labels, sorted.
+
+    Source: as of `AutoRegressor`.
+
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> AutoClassifier(product="single", random_state=0).fit(X[::2], y[::2]).predict_proba(X[:1]).shape
+    (1, 3)
+    """
