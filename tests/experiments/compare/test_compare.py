@@ -23,6 +23,7 @@ from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.io.trust import trust_code
 from selfdistill.models.registry import parse
+from selfdistill.training.budget import Meter
 from selfdistill.training.comparison import ComparisonSettings, Job, check
 from tests.terminal import MODELS, child, passed, refused
 
@@ -288,7 +289,7 @@ def test_a_comparison_whose_time_is_over_keeps_complete_seeds_and_goes_on_with_a
     tmp_path: Path, one_core: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = replace(REQUEST, steps=4, budget="10h")
-    affords, cells = runner.Meter.affords, 0
+    affords, cells = Meter.affords, 0
 
     def ending(self: Any, cost: Any) -> bool:
         nonlocal cells
@@ -296,10 +297,10 @@ def test_a_comparison_whose_time_is_over_keeps_complete_seeds_and_goes_on_with_a
         return cells < 12
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner.Meter, "affords", ending)
+        patch.setattr(Meter, "affords", ending)
         with pytest.raises(DataError, match="used up before three seeds are complete"):
             compare(request, ["elr()"], seeds=4, out=tmp_path / "c")
-    assert runner.Meter.affords is affords
+    assert Meter.affords is affords
     result = compare(replace(request, budget="11h"), ["elr()"], seeds=4, out=tmp_path / "c")
     assert len(result["seeds"]) == 4
 
