@@ -99,7 +99,7 @@ def run(name: str, seed: int, noise: float) -> dict[str, Any]:
     spread = 1.0 if table.classify else float(np.std(truth))
 
     def error(one: Any) -> float:
-        values = one.predict(part[2])
+        values = one.predict_proba(part[2]).argmax(axis=1) if table.classify else one.predict(part[2])
         return float((values != truth).mean() if table.classify else np.sqrt(((values - truth) ** 2).mean()) / spread)
 
     stack = model.teacher_ if model.teacher_ is not None else plain
@@ -144,7 +144,9 @@ def picked(
 # the summary ----------------------------------------------------------------------------------------------------------
 
 
-def significant(records: list[dict[str, Any]], one: str, other: str, level: float = 0.05) -> tuple[list[str], list[str]]:
+def significant(
+    records: list[dict[str, Any]], one: str, other: str, level: float = 0.05
+) -> tuple[list[str], list[str]]:
     """The tables on which one arm has a lower, and a higher error than the other: sign flips over seeds, Holm."""
     tables: dict[str, list[float]] = {}
     for r in records:
@@ -169,11 +171,11 @@ def summary(records: list[dict[str, Any]]) -> None:
         for n in names:
             print(f"  {n:14s} " + "  ".join(f"{arm} {100 * means[arm][n]:6.2f}" for arm in means))
 
-        def gain(arm: str, n: str, scaled: bool = not classify) -> float:
-            plain = means["plain"][n]
-            return 100 * (plain - means[arm][n]) / (plain if scaled else 1.0)
-
-        gains = {arm: [gain(arm, n) for n in names] for arm in means if arm != "plain"}
+        gains = {
+            arm: [100 * (means["plain"][n] - means[arm][n]) / (1.0 if classify else means["plain"][n]) for n in names]
+            for arm in means
+            if arm != "plain"
+        }
         for arm, values in gains.items():
             mean, half = interval(values)
             print(f"  gain over plain, {arm}: {mean:+.2f} ± {half:.2f} {'points' if classify else '%'}")

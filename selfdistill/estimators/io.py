@@ -8,6 +8,7 @@ looking, so those are checked here.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -108,6 +109,18 @@ def save(estimator: Any, path: str | Path) -> None:
         raise DataError(
             f"{type(estimator).__name__} holds {foreign[0]}, which `load` would not trust; use scikit-learn alone"
         )
+
+
+def file_size(estimator: Any) -> int:
+    """The size of an estimator's file in bytes.
+
+    Raises:
+        DataError: as of `save`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "estimator.skops"
+        save(estimator, path)
+        return path.stat().st_size
 
 
 def load(path: str | Path, trust_code: bool = False) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 
 from ..data.copies import Floats, Ints
 from .generations import ClassTargets, CrossFitting, Targets, train_first
@@ -21,6 +21,7 @@ PRIOR_ROWS = 30.0  # the weights are equal before the labels speak, as if that m
 MARGIN = 0.25  # standard deviations of the labels by which a predicted value may leave their range
 GROSS = 3.0  # root mean squared errors beyond which two predictions of a value disagree grossly
 CONFIDENT = 0.9  # the probability of a class with which a learner contradicts the others grossly
+FEWEST_TREES = 20  # of a forest without one fold
 SIZEABLE = 0.05  # the share of unlabelled rows that the folds should have shown
 
 
@@ -134,18 +135,23 @@ class LearnerPool:
         """Train every learner on all labelled rows, and on all but each fold."""
         models, parts, fold_models = list[Any](), list[Floats](), list[list[Any] | None]()
         bounds = None if targets.labels is not None else value_bounds(table.y)
+        names = list[str]()
         for name, learner in learners.items():
             bagged = out_of_bag and set_out_of_bag(learner)
+            if names and not progress.affords(1 if bagged else 1 + len(folds), f"{name}, a learner of the stack"):
+                continue
             cache = TrainingCache(progress, f"{name} on all rows")
             models += train_first(targets, [learner], table, [None], cache)
             held = _out_of_bag(models[-1], folds, targets) if bagged else None
             own = None
             if held is None:
-                own = [members[0] for members in folds.train_first([learner], [None], name)]
+                smaller = fold_learner(learner, len(folds))
+                own = [members[0] for members in folds.train_first([smaller], [None], name)]
                 held = folds.predict([[model] for model in own])
+            names.append(name)
             parts.append(bounded(held, bounds))
             fold_models.append(own)
-        return cls(targets, bounds, list(learners), models, np.stack(parts), fold_models)
+        return cls(targets, bounds, names, models, np.stack(parts), fold_models)
 
     @classmethod
     def trainings(cls, learners: dict[str, Any], folds: int, out_of_bag: bool) -> int:
@@ -223,6 +229,20 @@ def value_bounds(y: NDArray[Any]) -> tuple[float, float]:
 def can_be_out_of_bag(learner: Any) -> bool:
     """Whether its trees can predict the rows that they were not trained on: a forest of scikit-learn."""
     return "oob_score" in innermost(learner).get_params()
+
+
+def fold_learner(learner: Any, folds: int) -> Any:
+    """The learner that is fitted on all but each fold: a forest is divided among the folds, and others are as they are.
+
+    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> fold_learner(RandomForestClassifier(100), 5).n_estimators
+    20
+    """
+    if folds < 2 or not can_be_out_of_bag(learner):
+        return learner
+    smaller = clone(learner)
+    innermost(smaller).set_params(n_estimators=max(FEWEST_TREES, innermost(smaller).n_estimators // folds))
+    return smaller
 
 
 def set_out_of_bag(learner: Any) -> bool:

@@ -16,7 +16,7 @@ from ..io.run_record import Request
 from ..methods import recipes as network_recipes
 from ..models.store import ESTIMATOR
 from ..training.comparison import ComparisonDesign
-from ..training.task_type import Cost, GenerationCurve, Rows, TaskType, generation_name, refuse_example
+from ..training.task_type import Cost, FigureTable, GenerationCurve, Rows, TaskType, generation_name, refuse_example
 from . import base_learners, recipes
 from .base_learners import NETWORKS
 
@@ -117,13 +117,11 @@ class TableTaskType(TaskType):
         table = [(self.baseline(result), plain["end"])]
         if plain["from"] == "method":
             return table
-        return [
-            *table,
-            (
-                f"{result['method']}, {generation_name(result, {'generation': result['final_generation']})}",
-                result["test"],
-            ),
-        ]
+        auto = result.get("auto")
+        name = generation_name(result, {"generation": result["final_generation"]})
+        if auto is not None:
+            name = next(trial["method"] for trial in auto["tried"] if trial["chosen"])
+        return [*table, (f"{result['method']}, {name}", result["test"])]
 
     def baseline(self, result: dict[str, Any]) -> str:
         return f"{result['model']} alone"
@@ -146,13 +144,28 @@ class TableTaskType(TaskType):
     def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve]:
         """The metric of generations on labelled rows that they had not learnt from, where the audit asked them."""
         audited = [g for g in result["generations"] if g.get("loss") is not None]
-        if not audited:
+        if not audited or "auto" in result:
             return []
         classify = audited[0]["measure"] == "accuracy"
         metric = "accuracy" if classify else "RMSE"
         points = [(g["generation"], 1 - g["loss"] if classify else g["loss"] ** 0.5) for g in audited]
         caption = f"{metric[0].upper()}{metric[1:]} of each generation on labelled rows that it had not learnt from."
         return [GenerationCurve(metric, points, caption)]
+
+    def tables(self, result: dict[str, Any]) -> Sequence[FigureTable]:
+        """How much of the stack's gain one student keeps, and its size and speed, where there is one."""
+        auto = result.get("auto", {})
+        if "kept" not in auto:
+            return []
+        show = (lambda v: f"{100 * v:.1f} %") if auto["measure"] == "accuracy" else (lambda v: f"{v:.4g}")
+        kept = "-" if auto["kept"] is None else f"{100 * auto['kept']:.0f} %"
+        row = [
+            show(auto["test"]["stack"]), show(auto["test"]["student"]), kept, f"{auto['prediction_time']:.1f} x",
+            f"{auto['file_size']:.1f} x",
+        ]  # fmt: skip
+        head = ("the stack", "its student", "share of the stack's gain kept", "prediction time", "file size")
+        caption = "On the test split; time and size of the student beside those of the learner alone."
+        return [FigureTable("One student in place of the stack", head, [row], caption)]
 
     def cost(self, result: dict[str, Any]) -> Cost:
         """Trainings."""

@@ -38,6 +38,8 @@ def weight_parameter(estimator: Any) -> str | None:
         name, last = estimator.steps[-1]
         inner = weight_parameter(last)
         return None if inner is None else f"{name}__{inner}"
+    if isinstance(estimator, RowLimit) and weight_parameter(estimator.estimator) is None:
+        return None
     return "sample_weight" if has_fit_parameter(estimator, "sample_weight") else None
 
 
