@@ -243,7 +243,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..report.summary import sentence, table
+    from ..report.summary import sentence, table, trials
 
     console = Console(markup=False, emoji=False)
     data = result["data"]
@@ -256,6 +256,11 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     for name, figures in rows:
         grid.add_row(Text(printable(name)), *figures)
     if grid.rows:
+        console.print(grid)
+    if candidates := trials(result):
+        grid = Table(*candidates.head, title=Text(candidates.title), title_justify="left")
+        for row in candidates.rows:
+            grid.add_row(*map(Text, map(printable, row)))
         console.print(grid)
     console.print(printable(sentence(result, task)), highlight=False)
     console.print(printable(f"Run folder: {result['run']}"), highlight=False, soft_wrap=True)

@@ -84,6 +84,15 @@ _ENSEMBLE = {
 }
 
 
+_TRIAL = {
+    **dict.fromkeys(("score", "gain", "passes", "seconds"), (float, None)),
+    "method": str,
+    "rows": int,
+    "steps": int,
+    "chosen": bool,
+}
+
+
 _RESULT = {
     "data": _DATA,
     "generations": [_GENERATION],
@@ -108,6 +117,7 @@ _RESULT = {
     "label_errors?": ({"source": str, "rows": int, "errors": int, "auroc?": float}, None),
     "ensemble?": _ENSEMBLE,
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
+    "auto?": ({"why": str, "tried": [_TRIAL]}, None),
     "trouble?": (str, None),
     "control?": {
         "deployment": str,
