@@ -19,8 +19,8 @@ from typing import Any
 
 from selfdistill.evaluation.statistics import interval
 from selfdistill.experiments.benchmark.settings import is_control
-from selfdistill.experiments.network_task import run
 from selfdistill.experiments.network_task import planned as planned_jobs
+from selfdistill.experiments.network_task import run
 from selfdistill.io.files import append_line
 from selfdistill.io.run_record import Request
 from selfdistill.methods.prior import CLASSES, simplicity
