@@ -10,7 +10,7 @@ from scipy import sparse
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 
-from ..data.copies import Floats, Ints
+from ..data.copies import Floats, Ints, row_hashes
 from ..evaluation.audit import Decision
 from ..training import budget
 from .base import RESERVE, BaseSelfDistillation
@@ -20,7 +20,7 @@ from .resume import FitProgress, TrainingCache
 from .self_distillation import SelfDistilledClassifier, SelfDistilledRegressor
 from .stacking import LearnerPool, Stack, distinct_rows
 from .students import student_of
-from .tables import TrainingTable
+from .tables import LEFT_OUT, TrainingTable, assign_folds, resolve_folds
 from .wrappers import seeded_clone, weight_parameter
 
 PRODUCTS = ("best", "single", "stack")
@@ -28,6 +28,8 @@ SYNTHETIC = 2_000  # rows that the stack labels beside the unlabelled ones
 TEACHER_SHARE = 0.5  # of the target on a labelled row; the label is the rest
 AUDITABLE = 300  # labelled rows below which no test could tell a student from its teacher
 DOUBTFUL, DOUBTED = 0.5, 0.2  # a label is in doubt below this share of the most probable class; how many must be
+REPEATED = 0.5  # the share of distinct rows below which equal rows are no copies
+FEWEST_ROWS = 10  # held out, below which nothing is tried
 LEAST_TRUST = 0.05  # the weight of a row whose label the stack rules out
 
 STACK, MEAN, STUDENT, BOTH, CORRECTED = "stack", "mean", "student", "stack and student", "stack, label errors weighed"
@@ -86,14 +88,13 @@ class Trial:
     def learners_alone(self) -> LearnerPool:
         """Fit the learners, refuse those that contradict the others on unlabelled rows, and judge each and the mean."""
         pool = LearnerPool.fit(self.targets, self.learners, self.table, self.folds, self.progress, self.out_of_bag)
-        given = replace(self.table, synthetic=0)
-        if given.n_unlabelled:
-            pool.guard(self.y, pool.answers(given.unlabelled))
+        if self.table.n_unlabelled > self.table.synthetic:
+            pool.guard(self.y, pool.ask(self.table)[:, : self.table.n_unlabelled - self.table.synthetic])
         for name, prediction in zip(pool.names, pool.predictions, strict=True):
             candidate = self.add(name, "on the labels", prediction)
             if name in pool.refused:
-                candidate.outcome = f"refused: {pool.refused[name]}"
-                self.notes.append(f"{name} is refused: it {pool.refused[name]}")
+                candidate.outcome = "refused"
+                self.notes.append(f"{name} {pool.refused[name]}, and is refused")
         self.add(MEAN, "of all learners, each as much as the others", pool.predictions.mean(axis=0))
         return pool
 
@@ -113,8 +114,13 @@ class Trial:
         share = (stacked * self.y).sum(axis=1) / stacked.max(axis=1)
         if (share < DOUBTFUL).mean() < DOUBTED:
             return None
-        weights = np.clip(share, LEAST_TRUST, 1.0)
+        weights: Floats = np.clip(share, LEAST_TRUST, 1.0)
         return weights if self.table.weights is None else weights * self.table.weights
+
+    def affords(self, what: str) -> bool:
+        """Whether the budget has room for all learners once more."""
+        again = LearnerPool.trainings(self.learners, len(self.folds), self.out_of_bag)
+        return self.progress.affords(again + RESERVE, what)
 
     def corrected(self, weights: Floats) -> LearnerPool:
         """The learners fitted again, with labels that the stack contradicts weighed less."""
@@ -162,7 +168,7 @@ class Trial:
         student = student_of(learner, self.targets.labels is not None, rows)
         target = TEACHER_SHARE * teacher + (1.0 - TEACHER_SHARE) * self.targets.encode(table.y)
         if table.n_unlabelled:
-            answers = pool.answers(table.unlabelled, models)
+            answers = pool.ask(table) if models is None else pool.answers(table.unlabelled, models)
             target = np.concatenate([target, np.tensordot(weights, answers, 1)])
         given = table.weights
         if given is not None:
@@ -184,7 +190,7 @@ class AutoDistillation(BaseSelfDistillation):
     audit: str = field(default="safe", init=False)
     product: str = "best"
     learners: Any = None
-    synthetic: int = SYNTHETIC
+    synthetic: int | str = SYNTHETIC
 
     def _check(self) -> None:
         if self.product not in PRODUCTS:
@@ -194,6 +200,20 @@ class AutoDistillation(BaseSelfDistillation):
 
     def _n_synthetic(self, table: TrainingTable) -> int:
         return int(self.synthetic)
+
+    def _folds(self, table: TrainingTable) -> tuple[Ints, Ints] | None:
+        """As of other estimators; but where most rows have an equal one, that is what the columns tell apart, no copy.
+
+        A class of few rows is in few of the folds, which is no reason to try nothing.
+        """
+        number, rows = resolve_folds(self.audit_folds, len(table.y)), table.labelled
+        if table.groups is None and table.time is None:
+            distinct = len(np.unique(row_hashes(rows, table.seed)))
+            rows = np.arange(len(table.y))[:, None] if distinct < REPEATED * len(table.y) else rows
+        fold, distinct_rows = assign_folds(rows, table.y, number, table.seed, self._classes, table.groups, table.time)
+        teach = [table.y[(fold != k) & (fold != LEFT_OUT)] for k in range(int(fold.max()) + 1)]
+        enough = bool(teach) and min(len(np.unique(y)) for y in teach) >= 2 and (fold >= 0).sum() >= FEWEST_ROWS
+        return (fold, distinct_rows) if enough else None
 
     def _fit(self, targets: Targets, table: TrainingTable) -> None:
         self._check()
@@ -212,8 +232,12 @@ class AutoDistillation(BaseSelfDistillation):
         mark = progress.digest(table.X, table.X_unlabelled, synthetic, seed)
         table = replace(table, mark=mark, seed=seed, synthetic=synthetic)
         fold_and_distinct = self._folds(table)
-        self.teacher_, self.student_, self.alone_, self.xi_ = None, None, None, []
-        self.residuals_, self.alone_residuals_ = None, None
+        self.teacher_: Any = None
+        self.student_: Any = None
+        self.alone_: Any = None
+        self.residuals_: Floats | None = None
+        self.alone_residuals_: Floats | None = None
+        self.xi_ = []
         if budget.active() is not None and fold_and_distinct is not None:  # one training says what the others will take
             train_first(targets, [own], table, [None], TrainingCache(progress, f"{ALONE} on all rows"))
             folds = int(fold_and_distinct[0].max()) + 1
@@ -256,10 +280,8 @@ class AutoDistillation(BaseSelfDistillation):
         self.estimator_ = train(targets, 0, own, alone, targets.encode(table.y), table.weights, cache)
         self.alone_, self.product_ = self.estimator_, ALONE
         self.generation_, self.candidates_ = 0, [Candidate(ALONE, "on the labels", None, None, None, "product").row()]
-        self.verdict_ = (
-            f"nothing was tried: {len(table.y)} labelled rows, or the budget, are too few to hold some out; {ALONE} is "
-            "the final model"
-        )
+        self.why_ = f"{len(table.y)} labelled rows, or the budget, are too few to hold some out"
+        self.verdict_ = f"nothing was tried: {self.why_}; {ALONE} is the final model"
         self.history_ = [self._line(0, self.verdict_, None, None)]
         self.notes_: list[str] = []
 
@@ -271,7 +293,7 @@ class AutoDistillation(BaseSelfDistillation):
         stack = trial.stack(pool)
         assert stack.prediction is not None
         weights = trial.doubts(stack.prediction)
-        if weights is not None:
+        if weights is not None and trial.affords(CORRECTED):
             again = trial.corrected(weights)
             corrected = trial.stack(again, CORRECTED)
             if _better(corrected, stack, 1.0):
@@ -279,68 +301,66 @@ class AutoDistillation(BaseSelfDistillation):
                 pool, stack = again, corrected
         self.notes_, self.teacher_ = trial.notes, pool.stack(pool.weights(trial.y))
         if _better(alone, stack, 0.5):
-            self._finish(trial, alone, pool.models[0], f"nothing helps: {_against(stack, alone)}")
-            return
-        if self.product == "stack":
-            self._finish(trial, stack, self.teacher_, f"{stack.name}: {_against(stack, alone)}")
-            return
-        if not trial.progress.affords(1 + RESERVE, "the student, and all further candidates"):
-            self._finish(trial, stack, self.teacher_, f"{stack.name}: {_against(stack, alone)}")
-            return
-        learner = trial.learners[ALONE]
-        held_out = trial.student_held_out(pool, stack.prediction, learner)
-        model = trial.student(pool, stack.prediction, learner)
-        self.student_ = model
-        student = trial.add(STUDENT, f"one learner, taught by the {stack.name}", held_out)
-        if self.product == "single":
-            if _better(alone, student, 0.5):
-                self._finish(trial, alone, pool.models[0], f"nothing helps: {_against(student, alone)}")
-            else:
-                self._finish(trial, student, model, f"one {STUDENT} of the {stack.name}: {_against(stack, alone)}")
-            return
-        self._choose_best(trial, stack, student, model)
+            self._finish(trial, alone, pool.models[0], stack)
+        elif self.product == "stack" or not trial.progress.affords(1 + RESERVE, "the student, and what follows"):
+            self._finish(trial, stack, self.teacher_, stack)
+        else:
+            self._teach(trial, pool, stack)
 
-    def _choose_best(self, trial: Trial, stack: Candidate, student: Candidate, model: Any) -> None:
-        """The stack, its student, or the mean of both; of equals the smaller model.
+    def _teach(self, trial: Trial, pool: LearnerPool, stack: Candidate) -> None:
+        """Teach one student, and choose between it, its teacher and both; of equals the smaller model.
 
         Where no test could tell them apart, what was best on other tables: the mean for classes, the stack for values.
         """
-        classes = trial.targets.labels
         assert stack.prediction is not None
-        joint = None if student.prediction is None else (stack.prediction + student.prediction) / 2
+        learner, alone, classes = trial.learners[ALONE], trial.candidates[0], trial.targets.labels
+        held_out = trial.student_held_out(pool, stack.prediction, learner)
+        self.student_ = trial.student(pool, stack.prediction, learner)
+        student = trial.add(STUDENT, f"one learner, taught by the {stack.name}", held_out)
+        if self.product == "single":
+            if _better(alone, student, 0.5):
+                self._finish(trial, alone, pool.models[0], student)
+            else:
+                self._finish(trial, student, self.student_, stack)
+            return
+        joint = None if held_out is None else (stack.prediction + held_out) / 2
         both = trial.add(BOTH, "the mean of the two", joint)
-        teacher = self.teacher_
-        halves = Stack([teacher, model], [0.5, 0.5], None, classes)
-        models = {STUDENT: model, stack.name: teacher, BOTH: halves}
+        halves = Stack([self.teacher_, self.student_], [0.5, 0.5], None, classes)
+        models = {STUDENT: self.student_, stack.name: self.teacher_, BOTH: halves}
         usual = [stack] if classes is None else [both]
-        ranked = usual if student.losses is None else [student, stack, both]
+        ranked = usual if held_out is None else [student, stack, both]
         best = min(ranked, key=lambda c: np.inf if c.losses is None else float(c.losses.mean()))
         choice = next(c for c in ranked if c is best or not _better(best, c, 0.25))
-        why = _against(choice if choice.losses is not None else stack, trial.candidates[0])
-        self._finish(trial, choice, models[choice.name], f"{choice.name}: {why}")
+        self._finish(trial, choice, models[choice.name], stack)
 
-    def _finish(self, trial: Trial, choice: Candidate, model: Any, verdict: str) -> None:
-        """Record what was tried, and why this one is the product."""
+    def _finish(self, trial: Trial, choice: Candidate, model: Any, rival: Candidate) -> None:
+        """Record what was tried, and why this one is the product; ``rival`` is the best beside it.
+
+        A student that could not be audited is judged by its teacher.
+        """
         for candidate in trial.candidates:
             candidate.outcome = candidate.outcome or ("product" if candidate is choice else "")
-        alone, teacher = (
-            trial.candidates[0],
-            next(c for c in reversed(trial.candidates) if c.name in (STACK, CORRECTED)),
+        alone = trial.candidates[0]
+        judged = choice if choice.losses is not None else rival
+        shown = judged if choice is not alone else rival
+        whose = (
+            shown.name if shown is not choice and choice is not alone else "it" if choice is not alone else rival.name
         )
-        audited = choice if choice.losses is not None else teacher
+        self.why_ = _against(shown, alone, whose)
+        self.verdict_ = f"nothing helps: {self.why_}" if choice is alone else f"{choice.name}: {self.why_}"
         self.estimator_, self.product_, self.generation_ = model, choice.name, int(choice is not alone)
-        self.candidates_, self.verdict_ = [candidate.row() for candidate in trial.candidates], verdict
-        assert audited.prediction is not None
+        self.candidates_ = [candidate.row() for candidate in trial.candidates]
+        assert judged.prediction is not None
+        assert alone.prediction is not None
         if isinstance(trial.targets, RealTargets):
-            assert alone.prediction is not None
             fitted = 0 if choice is alone else len(trial.learners)  # weights were fitted to these rows
-            self.residuals_ = (trial.folds.y - audited.prediction) * np.sqrt(1.0 + fitted / len(trial.folds.y))
+            self.residuals_ = (trial.folds.y - judged.prediction) * np.sqrt(1.0 + fitted / len(trial.folds.y))
             self.alone_residuals_ = trial.folds.y - alone.prediction
-        losses = [_audited_loss(trial, candidate) for candidate in (alone, audited)]
-        self.history_ = [self._line(0, f"{ALONE} learns the labels", losses[0], None)]
-        decision = Decision(1, choice is not alone, verdict)
-        last = audited if choice is not alone else teacher
-        self.history_.append(self._line(1, f"{last.name}: {last.about}", _audited_loss(trial, last), decision))
+        decision = Decision(1, choice is not alone, self.verdict_)
+        self.history_ = [
+            self._line(0, f"{ALONE} learns the labels", _audited_loss(trial, alone), None),
+            self._line(1, f"{shown.name}: {shown.about}", _audited_loss(trial, shown), decision),
+        ]
 
     def _line(self, generation: int, what: str, loss: float | None, decision: Decision | None) -> dict[str, Any]:
         return {
@@ -390,16 +410,16 @@ def _better(one: Candidate, other: Candidate, errors: float) -> bool:
     return mean < 0.0 and -mean >= errors * error
 
 
-def _against(one: Candidate, alone: Candidate) -> str:
+def _against(one: Candidate, alone: Candidate, name: str) -> str:
     """A candidate's error beside that of the learner alone, in words."""
     if one.losses is None or alone.losses is None:
-        return "not audited"
+        return "no row was held out"
     mean, error = _difference(one, alone)
     share, half = (100 * v / max(float(alone.losses.mean()), 1e-300) for v in (mean, 1.96 * error))
-    word = "lower" if share <= 0 else "higher"
+    whose = "its" if name == "it" else f"the {name}'s"
     return (
-        f"its squared error on rows held out is {abs(share):.1f} % {word} than that of {ALONE} "
-        f"[{share - half:+.1f}, {share + half:+.1f}]"
+        f"on rows held out {whose} squared error is {abs(share):.1f} % {'lower' if share <= 0 else 'higher'} than that "
+        f"of {ALONE} [{share - half:+.1f}, {share + half:+.1f}]"
     )
 
 

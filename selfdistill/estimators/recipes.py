@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from ..errors import RecipeError
 from ..io.expressions import Count, Range, checked, parse_expression
+from ..methods.registry import AUTO
 
-AUTO = "auto"
 AUTO_TRAININGS = 21  # of auto() with few labelled rows: three learners by folds, two forests and a student
 
 

@@ -40,12 +40,13 @@ from ..evaluation.predict import (
 )
 from ..io.expressions import one_line
 from ..io.run_record import Request
+from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR, model_card, model_folder
 from ..training import threads
 from ..training.task_type import Listeners
 from . import base_learners
 from .base_learners import NETWORKS
-from .recipes import AUTO, EstimatorRecipe, read_recipe
+from .recipes import EstimatorRecipe, read_recipe
 
 if TYPE_CHECKING:
     from .auto import AutoDistillation
@@ -379,7 +380,7 @@ def _tried(run: TableRun, model: AutoDistillation, result: dict[str, Any]) -> di
          "seconds": 0.0, "outcome": row["outcome"], "chosen": row["name"] == model.product_}
         for row in model.candidates_
     ]  # fmt: skip
-    found: dict[str, Any] = {"measure": measure, "tried": tried, "why": model.verdict_, "left_out": model.notes_}
+    found: dict[str, Any] = {"measure": measure, "tried": tried, "why": model.why_, "left_out": model.notes_}
     return {"auto": {**found, **_kept(run, model, result["plain"]["end"][measure], measure)}}
 
 

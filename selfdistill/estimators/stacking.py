@@ -121,6 +121,7 @@ class LearnerPool:
     predictions: Floats
     fold_models: list[list[Any] | None]
     refused: dict[str, str] = field(default_factory=dict)
+    _unlabelled: Floats | None = None
 
     @classmethod
     def fit(
@@ -162,6 +163,12 @@ class LearnerPool:
         """What all learners, or other ``models`` of them, predict for rows: (learners, rows[, classes])."""
         models = self.models if models is None else models
         return np.stack([bounded(self.targets.predict(model, X), self.bounds) for model in models])
+
+    def ask(self, table: TrainingTable) -> Floats:
+        """What all learners predict for all unlabelled rows, synthetic ones last; they are asked once."""
+        if self._unlabelled is None:
+            self._unlabelled = self.answers(table.unlabelled)
+        return self._unlabelled
 
     def weights(self, y: Floats, rows: NDArray[Any] | None = None) -> Floats:
         """The weights of the learners (learners,), by all rows held out or by some; 0 for those that are refused."""

@@ -159,12 +159,10 @@ class TableTaskType(TaskType):
         auto = result.get("auto", {})
         if "kept" not in auto:
             return []
-        show = (lambda v: f"{100 * v:.1f} %") if auto["measure"] == "accuracy" else (lambda v: f"{v:.4g}")
+        form, scale = (".1f", 100.0) if auto["measure"] == "accuracy" else (".4g", 1.0)
+        scores = [f"{scale * auto['test'][name]:{form}}" for name in ("stack", "student")]
         kept = "-" if auto["kept"] is None else f"{100 * auto['kept']:.0f} %"
-        row = [
-            show(auto["test"]["stack"]), show(auto["test"]["student"]), kept, f"{auto['prediction_time']:.1f} x",
-            f"{auto['file_size']:.1f} x",
-        ]  # fmt: skip
+        row = [*scores, kept, f"{auto['prediction_time']:.1f} x", f"{auto['file_size']:.1f} x"]
         head = ("the stack", "its student", "share of the stack's gain kept", "prediction time", "file size")
         caption = "On the test split; time and size of the student beside those of the learner alone."
         return [FigureTable("One student in place of the stack", head, [row], caption)]
