@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 
@@ -18,7 +17,7 @@ from .base_learners import ALONE, stack_learners
 from .generations import CrossFitting, RealTargets, Targets, train, train_first
 from .resume import FitProgress, TrainingCache
 from .self_distillation import SelfDistilledClassifier, SelfDistilledRegressor
-from .stacking import LearnerPool, Stack, distinct_rows
+from .stacking import LearnerPool, Stack, bounded, distinct_rows
 from .students import student_of
 from .tables import LEFT_OUT, TrainingTable, assign_folds, resolve_folds
 from .wrappers import seeded_clone, weight_parameter
@@ -28,7 +27,7 @@ SYNTHETIC = 2_000  # rows that the stack labels beside the unlabelled ones
 TEACHER_SHARE = 0.5  # of the target on a labelled row; the label is the rest
 AUDITABLE = 300  # labelled rows below which no test could tell a student from its teacher
 DOUBTFUL, DOUBTED = 0.5, 0.2  # a label is in doubt below this share of the most probable class; how many must be
-REPEATED = 0.5  # the share of distinct rows below which equal rows are no copies
+REPEATED = 0.25  # the share of distinct rows below which equal rows are no copies
 FEWEST_ROWS = 10  # held out, below which nothing is tried
 LEAST_TRUST = 0.05  # the weight of a row whose label the stack rules out
 
@@ -88,8 +87,7 @@ class Trial:
     def learners_alone(self) -> LearnerPool:
         """Fit the learners, refuse those that contradict the others on unlabelled rows, and judge each and the mean."""
         pool = LearnerPool.fit(self.targets, self.learners, self.table, self.folds, self.progress, self.out_of_bag)
-        if self.table.n_unlabelled > self.table.synthetic:
-            pool.guard(self.y, pool.ask(self.table)[:, : self.table.n_unlabelled - self.table.synthetic])
+        pool.guard(self.y, self.table)
         for name, prediction in zip(pool.names, pool.predictions, strict=True):
             candidate = self.add(name, "on the labels", prediction)
             if name in pool.refused:
@@ -112,7 +110,7 @@ class Trial:
         if self.targets.labels is None or len(stacked) < len(self.table.y):
             return None
         share = (stacked * self.y).sum(axis=1) / stacked.max(axis=1)
-        if (share < DOUBTFUL).mean() < DOUBTED:
+        if np.average(share < DOUBTFUL, weights=self.table.weights) < DOUBTED:
             return None
         weights: Floats = np.clip(share, LEAST_TRUST, 1.0)
         return weights if self.table.weights is None else weights * self.table.weights
@@ -168,7 +166,9 @@ class Trial:
         student = student_of(learner, self.targets.labels is not None, rows)
         target = TEACHER_SHARE * teacher + (1.0 - TEACHER_SHARE) * self.targets.encode(table.y)
         if table.n_unlabelled:
-            answers = pool.ask(table) if models is None else pool.answers(table.unlabelled, models)
+            answers = bounded(
+                pool.ask(table) if models is None else pool.answers(table.unlabelled, models), pool.bounds
+            )
             target = np.concatenate([target, np.tensordot(weights, answers, 1)])
         given = table.weights
         if given is not None:
@@ -192,6 +192,11 @@ class AutoDistillation(BaseSelfDistillation):
     learners: Any = None
     synthetic: int | str = SYNTHETIC
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = False
+        return tags
+
     def _check(self) -> None:
         if self.product not in PRODUCTS:
             raise ValueError(f"product is one of {', '.join(PRODUCTS)}, not {self.product!r}")
@@ -212,15 +217,18 @@ class AutoDistillation(BaseSelfDistillation):
             rows = np.arange(len(table.y))[:, None] if distinct < REPEATED * len(table.y) else rows
         fold, distinct_rows = assign_folds(rows, table.y, number, table.seed, self._classes, table.groups, table.time)
         teach = [table.y[(fold != k) & (fold != LEFT_OUT)] for k in range(int(fold.max()) + 1)]
-        enough = bool(teach) and min(len(np.unique(y)) for y in teach) >= 2 and (fold >= 0).sum() >= FEWEST_ROWS
+        enough = (
+            bool(teach)
+            and min(len(np.unique(y)) for y in teach) >= 2
+            and len(np.unique(distinct_rows[fold >= 0])) >= FEWEST_ROWS
+        )
         return (fold, distinct_rows) if enough else None
 
     def _fit(self, targets: Targets, table: TrainingTable) -> None:
         self._check()
-        if sparse.issparse(table.X) or np.ndim(table.X) == 1:
-            kind = "sparse rows" if sparse.issparse(table.X) else "texts"
+        if np.ndim(table.X) == 1:
             raise ValueError(
-                f"{type(self).__name__} makes rows of two others' columns, and X has {kind}; give a dense table, or "
+                f"{type(self).__name__} makes rows of two others' columns, and X has texts; give a table, or "
                 "take SelfTrainedClassifier or SelfDistilledRegressor"
             )
         progress = FitProgress.begin()
@@ -300,7 +308,11 @@ class AutoDistillation(BaseSelfDistillation):
                 stack.outcome = f"{CORRECTED} is better"
                 pool, stack = again, corrected
         self.notes_, self.teacher_ = trial.notes, pool.stack(pool.weights(trial.y))
-        if _better(alone, stack, 0.5):
+        contradiction = pool.contradiction(trial.y, trial.table)
+        if contradiction:
+            stack.outcome = "refused"
+            self.notes_.append(f"{contradiction}; it is refused")
+        if contradiction or _better(alone, stack, 0.5):
             self._finish(trial, alone, pool.models[0], stack)
         elif self.product == "stack" or not trial.progress.affords(1 + RESERVE, "the student, and what follows"):
             self._finish(trial, stack, self.teacher_, stack)

@@ -43,6 +43,7 @@ from ..io.run_record import Request
 from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR, model_card, model_folder
 from ..training import threads
+from ..training.shortlist import visible
 from ..training.task_type import Listeners
 from . import base_learners
 from .base_learners import NETWORKS
@@ -313,6 +314,10 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
         if reporter:
             reporter.count(number, planned, what)
 
+    automatic = isinstance(learner, AutoDistillation)
+    if automatic:
+        what = visible(len(data.labelled), "accuracy" if run.classify else "mse").replace("validation", "labelled")
+        listeners.tell(f"auto(): learners of several kinds, their stack and a student of it, judged by {what}")
     with threadpool_limits(torch.get_num_threads()):  # scikit-learn's threads are not torch's
         with keeping(folder / "fits", progress, KEPT):
             model = fit(run, learner)
@@ -320,7 +325,6 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
         if self_taught(model):
             for line in model.report().splitlines():
                 listeners.tell(line)
-        automatic = isinstance(model, AutoDistillation)
         alone = model.alone_ if automatic else fit(run, run.learner(seed)) if self_taught(model) else model
         result = _result(run, model, alone, max(1, done[0]), seconds)
         if automatic:

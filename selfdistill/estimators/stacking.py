@@ -18,7 +18,7 @@ from .tables import TrainingTable
 from .wrappers import RowLimit, innermost
 
 PRIOR_ROWS = 30.0  # the weights are equal before the labels speak, as if that many rows had shown no difference
-MARGIN = 0.25  # standard deviations of the labels by which a predicted value may leave their range
+MARGIN = 0.05  # of the range of the labels, by which a predicted value may leave it
 GROSS = 3.0  # root mean squared errors beyond which two predictions of a value disagree grossly
 CONFIDENT = 0.9  # the probability of a class with which a learner contradicts the others grossly
 FEWEST_TREES = 20  # of a forest without one fold
@@ -111,7 +111,7 @@ class LearnerPool:
 
     ``predictions`` (learners, rows held out[, classes]) are out of fold, or out of bag where a forest's own trees allow
     it, which costs one training in place of six. ``fold_models`` holds the models of every fold, by learner; None where
-    they were out of bag.
+    they were out of bag. ``answers_held_out`` are the predictions before they were bounded.
     """
 
     targets: Targets
@@ -120,6 +120,7 @@ class LearnerPool:
     models: list[Any]
     predictions: Floats
     fold_models: list[list[Any] | None]
+    answers_held_out: Floats
     refused: dict[str, str] = field(default_factory=dict)
     _unlabelled: Floats | None = None
 
@@ -150,9 +151,10 @@ class LearnerPool:
                 own = [members[0] for members in folds.train_first([smaller], [None], name)]
                 held = folds.predict([[model] for model in own])
             names.append(name)
-            parts.append(bounded(held, bounds))
+            parts.append(held)
             fold_models.append(own)
-        return cls(targets, bounds, names, models, np.stack(parts), fold_models)
+        answers = np.stack(parts)
+        return cls(targets, bounds, names, models, bounded(answers, bounds), fold_models, answers)
 
     @classmethod
     def trainings(cls, learners: dict[str, Any], folds: int, out_of_bag: bool) -> int:
@@ -160,9 +162,8 @@ class LearnerPool:
         return sum(1 if out_of_bag and can_be_out_of_bag(learner) else 1 + folds for learner in learners.values())
 
     def answers(self, X: Any, models: Sequence[Any] | None = None) -> Floats:
-        """What all learners, or other ``models`` of them, predict for rows: (learners, rows[, classes])."""
-        models = self.models if models is None else models
-        return np.stack([bounded(self.targets.predict(model, X), self.bounds) for model in models])
+        """What all learners, or other ``models`` of them, predict for rows, unbounded: (learners, rows[, classes])."""
+        return np.stack([self.targets.predict(model, X) for model in (self.models if models is None else models)])
 
     def ask(self, table: TrainingTable) -> Floats:
         """What all learners predict for all unlabelled rows, synthetic ones last; they are asked once."""
@@ -195,16 +196,16 @@ class LearnerPool:
             None if self.targets.labels is None else self.targets.labels,
         )  # fmt: skip
 
-    def guard(self, y: Floats, answers: Floats) -> None:
+    def guard(self, y: Floats, table: TrainingTable) -> None:
         """Refuse learners that contradict the others on unlabelled rows as they never did on rows held out.
 
         A category with a single labelled row can teach a learner that a tenth of all rows are extreme. No fold shows
-        it: the row is in the one that is held out. ``answers`` (learners, rows[, classes]) are for unlabelled rows.
+        it: the row is in the one that is held out.
         """
-        own = self.weights(y)
-        error = float(np.sqrt(((np.tensordot(own, self.predictions, 1) - y) ** 2).mean()))
-        shown = self._contradictions(self.predictions, error)
-        share = self._contradictions(answers, error)
+        if not self._given(table):
+            return
+        answers, error = self.ask(table)[:, : self._given(table)], self._error(y)
+        shown, share = self._contradictions(self.answers_held_out, error), self._contradictions(answers, error)
         for i, name in enumerate(self.names):
             if share[i] > SIZEABLE + 2.0 * shown[i] and len(self.refused) < len(self.names) - 1:
                 self.refused[name] = (
@@ -212,9 +213,34 @@ class LearnerPool:
                     f"{100 * shown[i]:.0f} % of the labelled rows held out"
                 )
 
+    def contradiction(self, y: Floats, table: TrainingTable) -> str:
+        """How the stack contradicts the first learner on unlabelled rows, and not on rows held out; mostly empty."""
+        if not self._given(table):
+            return ""
+        weights, pairs = self.weights(y), []
+        error = self._error(y)
+        for answers in (self.predictions, bounded(self.ask(table)[:, : self._given(table)], self.bounds)):
+            both = np.stack([np.tensordot(weights, answers, 1), answers[0]])
+            pairs.append(float(self._contradictions(both, error)[0]))
+        if pairs[1] <= SIZEABLE + 2.0 * pairs[0]:
+            return ""
+        return (
+            f"the stack contradicts {self.names[0]} grossly on {100 * pairs[1]:.0f} % of the unlabelled rows, and on "
+            f"{100 * pairs[0]:.0f} % of the labelled rows held out"
+        )
+
+    @staticmethod
+    def _given(table: TrainingTable) -> int:
+        """The number of unlabelled rows that are not synthetic."""
+        return table.n_unlabelled - table.synthetic
+
+    def _error(self, y: Floats) -> float:
+        """The root mean squared error of the stack on rows held out."""
+        return float(np.sqrt(((np.tensordot(self.weights(y), self.predictions, 1) - y) ** 2).mean()))
+
     def _contradictions(self, answers: Floats, error: float) -> Floats:
-        """The share of rows on which each learner is far from the median of all (learners,)."""
-        middle = np.median(answers, axis=0)
+        """The share of rows on which each learner is far from the median of all, of two from the second (learners,)."""
+        middle = answers[-1] if len(answers) == 2 else np.median(answers, axis=0)
         if self.targets.labels is None:
             return np.asarray((np.abs(answers - middle) > GROSS * error).mean(axis=1))
         return np.asarray(((answers > CONFIDENT) & (middle < 1.0 - CONFIDENT)).any(axis=2).mean(axis=1))
@@ -224,9 +250,9 @@ def value_bounds(y: NDArray[Any]) -> tuple[float, float]:
     """The range of the labels, and a little more: learners that are lines know no end.
 
     >>> value_bounds(np.array([0.0, 2.0]))
-    (-0.25, 2.25)
+    (-0.1, 2.1)
     """
-    margin = MARGIN * float(y.std())
+    margin = MARGIN * float(y.max() - y.min())
     return float(y.min()) - margin, float(y.max()) + margin
 
 

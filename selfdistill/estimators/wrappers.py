@@ -77,7 +77,8 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Numbers and booleans stay as they are and times become seconds. Any other value becomes the rank of its text among
     the ``most`` most frequent ones of the column, those of ``least`` rows or more; rarer and unknown texts share the
-    next code. Missing values are nan. An array stays as it is.
+    next code; where these are of fewer than ``least`` rows, that of the most frequent. Missing values are nan. An array
+    stays as it is.
 
     >>> import pandas as pd
     >>> FrameEncoder().fit_transform(pd.DataFrame({"n": [1, 2, 3], "kind": ["b", None, "b"]})).tolist()
@@ -97,14 +98,20 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Learn the categories of each column."""
         self.columns_ = list(X.columns) if hasattr(X, "columns") else None
         self.categories_: list[list[str] | None] = []  # the texts of each column; None for numbers
+        self.rest_: list[int] = []  # the code of all other texts
         for name in self.columns_ or ():
             if numeric_values(X[name]) is not None:
                 self.categories_.append(None)
+                self.rest_.append(0)
                 continue
             codes, texts = category_codes(X[name])
             frequency = np.bincount(codes[codes >= 0], minlength=len(texts))
             order = np.argsort(-frequency, kind="stable")[: self.most]
             self.categories_.append([texts[i] for i in order if frequency[i] >= self.least])
+            kept = len(self.categories_[-1] or ())
+            others = int(frequency.sum() - frequency[order[:kept]].sum())
+            few = self.least > 1 and others < self.least  # too few to be told apart: as the most frequent ones
+            self.rest_.append(0 if few else kept)
         return self
 
     def transform(self, X: Any) -> Any:
@@ -116,10 +123,10 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.columns_ is None:
             return X
         encoded = np.empty((X.shape[0], len(self.columns_)))
-        for i, (name, categories) in enumerate(zip(self.columns_, self.categories_, strict=True)):
+        for i, (name, categories, rest) in enumerate(zip(self.columns_, self.categories_, self.rest_, strict=True)):
             if name not in X.columns:
                 raise ValueError(f"column {name!r} is missing; give the columns that were learnt from")
-            column = numeric_values(X[name]) if categories is None else _ranks(X[name], categories)
+            column = numeric_values(X[name]) if categories is None else _ranks(X[name], categories, rest)
             if column is None:
                 raise ValueError(f"column {name!r} had numbers and has {X[name].dtype}; give numbers")
             encoded[:, i] = column
@@ -130,10 +137,10 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.array([categories is not None for categories in self.categories_], dtype=bool)
 
 
-def _ranks(column: Any, categories: list[str]) -> Floats:
+def _ranks(column: Any, categories: list[str], rest: int) -> Floats:
     codes, texts = category_codes(column)
     rank = {text: float(number) for number, text in enumerate(categories)}
-    return np.array([*(rank.get(text, float(len(categories))) for text in texts), np.nan])[codes]  # -1: the last, nan
+    return np.array([*(rank.get(text, float(rest)) for text in texts), np.nan])[codes]  # -1: the last, nan
 
 
 class IndicatorEncoder(FrameEncoder):

@@ -222,16 +222,17 @@ def trials(result: dict[str, Any]) -> FigureTable | None:
         ]
         for trial in auto["tried"]
     ]
-    last = ("passes", "seconds") if spent else ("what it is", "what became of it")
+    last = ("passes", "seconds") if spent else ("about",)
     head = ("candidate", f"validation {WORDS[auto['measure']]}", "against the first", "rows", *last)
     notes = [f"{auto['why']}.", *(f"Not tried: {line}." for line in auto["left_out"])]
     return FigureTable("Candidates of auto()", head, rows, " ".join(notes)[:1].upper() + " ".join(notes)[1:])
 
 
-def _spent(trial: dict[str, Any], spent: bool) -> tuple[str, str]:
-    """What a candidate took; of learners, which are trained once for several candidates, what it is and its outcome."""
+def _spent(trial: dict[str, Any], spent: bool) -> tuple[str, ...]:
+    """What a candidate took; of learners, which are trained once for several candidates, what it is."""
     if not spent:
-        return str(trial.get("about", "-")), str(trial.get("outcome") or "-")
+        outcome = "" if trial["outcome"] in ("", "product") else f"; {trial['outcome']}"
+        return (f"{trial['about']}{outcome}",)
     return (f"{trial['passes']:,.0f}", f"{trial['seconds']:.1f}") if trial["steps"] else ("-", "-")
 
 
