@@ -23,6 +23,7 @@ from ..io.files import DATA_CARD, FORMAT, trim_memory, write
 from . import column_types, sources, splits, tables
 from .column_types import Column
 from .copies import CopyReport, notices, row_groups
+from .decisions import RowNames, decide
 from .split_columns import NO_REQUEST, SplitRequest
 from .table_files import SHOWN, is_table, read_table
 
@@ -47,6 +48,9 @@ class Frame:
     columns: tuple[Column, ...] = ()  # how each column of the file was read
     title: str = ""  # of the report on them
     time: NDArray[np.float64] | None = None  # (n,): the audit leaves the latest rows out
+    row_names: RowNames = RowNames()
+    decision_note: str = ""  # what a file of decisions changed
+    by_model: tuple[int, ...] = ()  # ids of the rows whose labels a model gave
 
     @property
     def task(self) -> str:
@@ -83,7 +87,8 @@ class Frame:
     @property
     def note(self) -> str:
         """The report on the columns, and a notice about copies, to print before training."""
-        return "\n".join([column_types.report(self.title, self.columns), *notices(self.name, self.copies.describe())])
+        lines = [column_types.report(self.title, self.columns), *notices(self.name, self.copies.describe())]
+        return "\n".join([*lines, *([self.decision_note] if self.decision_note else [])])
 
     def describe(self) -> dict[str, Any]:
         """The description of the data for a run's record."""
@@ -145,6 +150,8 @@ def load(
     seed: int = 0,
     columns: Mapping[str, column_types.Kind] | None = None,
     request: SplitRequest = NO_REQUEST,
+    decisions: str | None = None,
+    raw_csv: bool = False,
 ) -> Frame:
     """A table by name or path for learners; arguments as of `data.load`.
 
@@ -172,6 +179,9 @@ def load(
         seed=seed,
         groups=groups,
     )
+    note, by_model = "", parts.test[:0]
+    if decisions is not None:
+        parts, note, by_model = decide(parts, column, raw.row_names, decisions, raw_csv)
     moments = _moments(raw.time, held_out, len(column.y))
     copies = splits.report_copies(column, groups, parts)
     if held_out is not None:  # the audit leaves them out, and the final model learns from all labels
@@ -200,6 +210,9 @@ def load(
         raw.columns,
         raw.title,
         moments,
+        raw.row_names,
+        note,
+        tuple(by_model.tolist()),
     )
 
 
