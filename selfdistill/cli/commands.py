@@ -243,7 +243,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..report.summary import sentence, table
+    from ..report.summary import budget_lines, sentence, table
 
     console = Console(markup=False, emoji=False)
     data = result["data"]
@@ -258,6 +258,8 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     if grid.rows:
         console.print(grid)
     console.print(printable(sentence(result, task)), highlight=False)
+    for line in budget_lines(result):
+        console.print(printable(line.removeprefix("- ")), highlight=False)
     console.print(printable(f"Run folder: {result['run']}"), highlight=False, soft_wrap=True)
 
 

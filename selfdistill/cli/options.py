@@ -252,6 +252,14 @@ DATA_OPTIONS = [
     click.option(
         "--batch-size", type=click.IntRange(min=1), metavar="N", help="Rows per batch [default: 64; 32 for texts]."
     ),
+    click.option(
+        "--budget",
+        multiple=True,
+        metavar="BOUND",
+        callback=lambda context, option, values: "|".join(values) or None,
+        help="Bound the whole: time (90s, 10min, 2h), memory (4GiB), sample passes (20000passes; a forward pass counts "
+        "1, a backward pass 2). May be repeated. What it cuts is reported.",
+    ),
     click.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
     click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one]."),
 ]
@@ -310,7 +318,7 @@ def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 #: the options of a run that an adaptation has too
-_ADAPT = {"target", "test", "augment", "epochs", "steps", "batch_size", "seed", "device"}
+_ADAPT = {"target", "test", "augment", "epochs", "steps", "batch_size", "budget", "seed", "device"}
 
 
 def adapt_options(command: Callable[..., Any]) -> Callable[..., Any]:

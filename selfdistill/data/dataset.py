@@ -429,9 +429,7 @@ def _assemble(
         bare=raw.bare,
         groups=groups,
     )
-    note = ""
-    if decisions is not None:
-        parts, note, _ = decide(parts, column, raw.row_names, decisions, raw_csv)
+    parts, note, _ = decide(parts, column, raw.row_names, decisions, raw_csv)
     copies = splits.report_copies(column, groups, parts, raw.names)
     if raw.gradients is not None and not raw.bare:
         copies = splits.report_near_copies(copies, raw.gradients, raw.names, parts)

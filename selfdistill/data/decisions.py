@@ -175,7 +175,7 @@ class Labelled(NamedTuple):
     by_model: Tensor  # ids of the rows whose labels the model gave
 
 
-def decide(parts: Splits, column: LabelColumn, names: RowNames, path: str | Path, raw: bool = False) -> Labelled:
+def decide(parts: Splits, column: LabelColumn, names: RowNames, path: str | Path | None, raw: bool = False) -> Labelled:
     """The splits with the labels that were decided: unlabelled rows come to those that teach.
 
     Rows of the test split never change, nor do rows that are in no split; they are counted in the note.
@@ -184,12 +184,14 @@ def decide(parts: Splits, column: LabelColumn, names: RowNames, path: str | Path
         parts: the splits as they were drawn.
         column: the labels and classes of the data.
         names: the names of its rows.
-        path: the file of decisions.
+        path: the file of decisions; without one nothing changes.
         raw: as of `read_decisions`.
 
     Raises:
         DataError: a row or a class is unknown, or the file is of other data, or has no decision yet.
     """
+    if path is None:
+        return Labelled(parts, "", parts.test[:0])
     y, noisy, dropped, changed = parts.y.clone(), parts.noisy.clone(), list[int](), list[int]()
     where = torch.full((len(y),), -1)
     for number, ids in enumerate((parts.labelled, parts.unlabelled, parts.audit)):

@@ -179,19 +179,12 @@ def load(
         seed=seed,
         groups=groups,
     )
-    note, by_model = "", parts.test[:0]
-    if decisions is not None:
-        parts, note, by_model = decide(parts, column, raw.row_names, decisions, raw_csv)
+    parts, note, by_model = decide(parts, column, raw.row_names, decisions, raw_csv)
     moments = _moments(raw.time, held_out, len(column.y))
     copies = splits.report_copies(column, groups, parts)
     if held_out is not None:  # the audit leaves them out, and the final model learns from all labels
         parts = parts._replace(labelled=torch.cat([parts.labelled, parts.audit]).sort().values)
-    y = parts.y.numpy() if raw.classes else parts.y.double().numpy()
-    if not raw.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
-        raise DataError(
-            f"{raw.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
-            "nothing to learn, choose another column"
-        )
+    y = _targets(raw, parts)
     ids = {name: getattr(parts, name).numpy() for name in ("labelled", "unlabelled", "test")}
     mark = _fingerprint(raw.features, repr(raw.classes), y, *ids.values())
     features = dict(raw.features.items())
@@ -214,6 +207,21 @@ def load(
         note,
         tuple(by_model.tolist()),
     )
+
+
+def _targets(raw: sources.RawData, parts: splits.Splits) -> NDArray[Any]:
+    """The target of each row (rows,).
+
+    Raises:
+        DataError: it is the same value in all rows that teach.
+    """
+    y: NDArray[Any] = parts.y.numpy() if raw.classes else parts.y.double().numpy()
+    if not raw.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
+        raise DataError(
+            f"{raw.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
+            "nothing to learn, choose another column"
+        )
+    return y
 
 
 def _moments(time: Any, held_out: Tensor | None, rows: int) -> NDArray[np.float64] | None:

@@ -51,9 +51,9 @@ from ..models.store import model_card
 from ..teachers import CachedTeacher
 from ..teachers.cached import store_targets
 from ..teachers.generations import ensemble_teacher
-from ..training import callbacks, reservoir, threads
+from ..training import budget, callbacks, reservoir, threads
 from ..training.cross_fitting import all_labels, crossfit
-from ..training.fit import Result, fit
+from ..training.fit import Result, fit, step_cost
 from ..training.state import GenerationResult
 from ..training.task_type import Listeners, require_same_data
 from ..views import TOGETHER
@@ -217,6 +217,7 @@ class NetworkRun:
         taught = len(self.data.labelled) > 0
         beside = request.control and self.method != plain() and taught
         ready, folds = self, None
+        budget.expect(1 + (request.audit_folds or 0), self._control_cost if beside else None)
         if request.audit_folds is not None:
             folds = crossfit(
                 self.build, self.data, self.method, request.audit_folds, folder / "folds", control=beside,
@@ -253,10 +254,16 @@ class NetworkRun:
         settings = {**self.settings, "steps": steps, "batch_size": batch_size_for(self.data, plain())}
         if self.request.batch_size:
             settings["batch_size"] = min(self.request.batch_size, len(self.data.labelled))
-        return fit(
-            self.build, self.data, plain(), out=folder, resume=True, device=self.request.device,
-            progress=listeners.progress("plain(), the baseline"), warn=listeners.warn, **settings,
-        )  # fmt: skip
+        with budget.following():
+            return fit(
+                self.build, self.data, plain(), out=folder, resume=True, device=self.request.device,
+                progress=listeners.progress("plain(), the baseline"), warn=listeners.warn, **settings,
+            )  # fmt: skip
+
+    def _control_cost(self, meter: budget.Meter) -> budget.Cost:
+        """The cost of a step of the plain model, which trains for as many steps as the method."""
+        settings = {**self.settings, "batch_size": batch_size_for(self.data, plain())}
+        return step_cost(meter, self.build, self.data, plain(), self.request.device, **settings)
 
     def _result(self, folder: Path, trained: Result, control: Result | None, preferred: bool) -> dict[str, Any]:
         """Every generation and the control on the test split: the only place that reads it."""

@@ -393,6 +393,9 @@ class NetworkDesign(ComparisonDesign):
         jobs.append(Job(PLAIN, "plain", steps, seed))
         return [*jobs, Job(DISTIL, "distil", steps, seed, count=steps)] if control else jobs
 
+    def trainings(self, job: Job) -> int:
+        return {"decay": len(DECAYS), "distil": 2}.get(job.kind, 1)
+
     def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
         return planned(self.settings, requested_steps(self.ready), costs, self.ready.data.task == "classify")
 

@@ -39,7 +39,7 @@ from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
 from ..report import write as write_report
 from ..report.summary import model_card_text, readme
-from ..training import threads
+from ..training import budget, threads
 from ..training.fit import choose_device, join
 from ..training.task_type import Listeners, PreparedRun, TaskType
 from .folder import Folder, locked
@@ -72,6 +72,8 @@ class Run:
         Raises:
             DataError: the folder holds another run, or something that is no run.
         """
+        if request.budget is not None:
+            budget.parse_budget(request.budget)
         run = cls(Path(out) if out is not None else Path("runs") / request.name(), request, trust_code)
         if run._folder.begun():
             run._folder.refuse(differences(cls.open(run.folder).request, request))
@@ -152,7 +154,10 @@ class Run:
         prepared = task.prepare(self.request)
         if prepared.note:
             listeners.tell(prepared.note)
-        with threads.limited_to(self._record().get("threads") or prepared.threads()):
+        with (
+            budget.limited(self.request.budget, self.folder, listeners.warn) as meter,
+            threads.limited_to(self._record().get("threads") or prepared.threads()),
+        ):
             self._claim(task, prepared, listeners.warn)
             first = distributed.rank() == 0
             try:
@@ -160,6 +165,8 @@ class Run:
                     if first:
                         sweep(self.folder)
                     result = prepared.train(self.folder, listeners)
+                    if meter is not None:
+                        result["budget"] = meter.summary()
                     if first:
                         self._finish(task, result, listeners.warn)
                     return result
@@ -212,8 +219,9 @@ class Run:
             shutil.rmtree(self.folder / "folds", ignore_errors=True)
         if not any(self.folder.glob("fits/*")):
             shutil.rmtree(self.folder / "fits", ignore_errors=True)
-        rest = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints"}
+        rest = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints", budget.FILE}
         if not rest and checkpoint.newest(self.folder / "checkpoints") is None:
+            (self.folder / budget.FILE).unlink(missing_ok=True)
             self._folder.withdraw("checkpoints")
 
     def _finish(self, task: TaskType, result: dict[str, Any], warn: Callable[[str], None]) -> None:

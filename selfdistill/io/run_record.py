@@ -109,6 +109,7 @@ _RESULT = {
     "ensemble?": _ENSEMBLE,
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "trouble?": (str, None),
+    "budget?": {"bound": str, "seconds": float, "passes": float, "peak_mib": float, "cut": [str]},
     "control?": {
         "deployment": str,
         "frames": (str, None),
@@ -177,6 +178,7 @@ class Request:
     ``net``, ``sees``, ``teacher``, ``episodes``, ``engine`` and ``deployment`` are for environments: sizes of hidden
     layers, the part of the observation that the teacher alone sees, a trained policy, the number of test episodes
     [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy].
+    ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``.
     """
 
     data: str = "digits"
@@ -227,6 +229,7 @@ class Request:
     engine: str | None = None
     deployment: str | None = None
     decisions: str | None = None
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -260,6 +263,7 @@ class Request:
             "engine",
             "deployment",
             "decisions",
+            "budget",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         unsaid |= {name for name in ("memory", "leave_out", "verify") if getattr(self, name) is None}

@@ -15,7 +15,7 @@ from ..training.drift import Drift, accumulated, alarm, describe, expected, repl
 from ..training.task_type import GenerationCurve, TaskType
 from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
 from .layout import code, figure, page, paragraph, picture, section, table
-from .summary import sentence, together
+from .summary import budget_lines, sentence, together
 from .summary import table as summary_table
 
 SHOWN = 12  # suspected label errors on a page
@@ -100,7 +100,11 @@ def render(folder: Path, task: TaskType) -> str:
         section("Calibration", _calibration(result)),
         section("Predictions", _predicted(result)),
         section("Vitals", *vitals(lines)),
-        section("Cost", *_cost(result, control_name, task)),
+        section(
+            "Cost",
+            *_cost(result, control_name, task),
+            *(paragraph(line.removeprefix("- ")) for line in budget_lines(result or {})),
+        ),
         section("The method", *equation(method, task)),
         section("Data", *data(record["data"])),
         section("How it was made", code(typed(record["command"])), *_provenance(record)),

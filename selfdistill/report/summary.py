@@ -168,10 +168,25 @@ def _facts(result: dict[str, Any], record: dict[str, Any], task: TaskType, time:
         *_tested(result, task),
         *(f"- {markdown(line)}" for line in notices(data["name"], data)),
         f"- data: {name} ({task.data_line(data)})",
-        *map(_prose, [*task.size(result, record, time), *together(result)]),
+        *map(_prose, [*task.size(result, record, time), *together(result), *budget_lines(result)]),
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",
     ]
+
+
+def budget_lines(result: dict[str, Any]) -> list[str]:
+    """The bounds of a run, what it spent, and what they cut, a line each; none without a budget.
+
+    >>> spent = {"bound": "10min", "seconds": 61.5, "passes": 20000.0, "peak_mib": 410.0, "cut": ["3 steps"]}
+    >>> budget_lines({"budget": spent})
+    ['- budget 10min: 61.5 s, 20,000 passes and at most 410 MiB were spent', '- cut by the budget: 3 steps']
+    """
+    budget = result.get("budget")
+    if not budget:
+        return []
+    spent = f"{budget['seconds']:,.1f} s, {budget['passes']:,.0f} passes and at most {budget['peak_mib']:,.0f} MiB"
+    cut = [f"- cut by the budget: {line}" for line in budget["cut"]] or ["- the budget cut nothing"]
+    return [f"- budget {budget['bound']}: {spent} were spent", *cut]
 
 
 def _prose(line: str) -> str:

@@ -102,7 +102,7 @@ def test_the_vitals_of_a_policy(finished: Path) -> None:
         (["run", "digits", "--net", "8,8"], "--net has a meaning for environments (gym:ID) alone"),
         (["run", "digits", "--sampled"], "--sampled has a meaning for environments (gym:ID) alone"),
         (["run", "digits", "--episodes", "8"], "--episodes has a meaning for environments (gym:ID) alone"),
-        (["compare", "gym:CartPole-v1", "--budget", "passes", "--seeds", "3"], "--budget of policies is steps"),
+        (["compare", "gym:CartPole-v1", "--budget", "passes", "--seeds", "3"], "--match of policies is steps"),
     ],
 )
 def test_what_means_nothing_is_refused_before_training(arguments: list[str], words: str, tmp_path: Path) -> None:

@@ -138,12 +138,12 @@ def test_rows_of_images_and_tables_are_found_again(make: Callable[[Path], str], 
     """Every row's name finds the row; a label that was decided is that row's, and the test split is the same one."""
     source = make(tmp_path)
     options = {"image_size": 8} if make is images else {"target": "kind"}
-    before: Data = load(source, **options)  # type: ignore[arg-type]
+    before: Data = load(source, **options)
     names = before.row_names
     assert [names.find(names.name(row)) for row in range(len(before.y))] == list(range(len(before.y)))
     row = int(before.unlabelled[1])
     write_decisions(tmp_path / "d.csv", [Decision(names.name(row), "", "", "dog")])
-    after: Data = load(source, decisions=tmp_path / "d.csv", **options)  # type: ignore[arg-type]
+    after: Data = load(source, decisions=tmp_path / "d.csv", **options)
     assert after.classes[int(after.y[row])] == "dog"
     assert torch.equal(after.labelled, torch.cat([before.labelled, before.unlabelled[1:2]]).sort().values)
     assert torch.equal(after.test, before.test)
