@@ -95,8 +95,8 @@ def main() -> None:
 @click.option(
     "--method",
     metavar="EXPR",
-    help="A recipe, such as 'ps_kd(alpha=0.8)' [default, by the data: elr(); curriculum() with unlabelled rows; "
-    "for tables self_distilled() and others; for prompts sdft() and others].",
+    help="A recipe, such as 'ps_kd(alpha=0.8)' [default, by the data: auto(), which chooses among a few recipes; "
+    "for tables of learners self_distilled() and others; for prompts sdft() and others].",
 )
 @click.option(
     "--control/--no-control",
@@ -243,7 +243,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..report.summary import budget_lines, sentence, table
+    from ..report.summary import budget_lines, sentence, table, trials
 
     console = Console(markup=False, emoji=False)
     data = result["data"]
@@ -256,6 +256,11 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     for name, figures in rows:
         grid.add_row(Text(printable(name)), *figures)
     if grid.rows:
+        console.print(grid)
+    if candidates := trials(result):
+        grid = Table(*candidates.head, title=Text(candidates.title), title_justify="left")
+        for row in candidates.rows:
+            grid.add_row(*map(Text, map(printable, row)))
         console.print(grid)
     console.print(printable(sentence(result, task)), highlight=False)
     for line in budget_lines(result):

@@ -84,6 +84,15 @@ _ENSEMBLE = {
 }
 
 
+_TRIAL = {
+    **dict.fromkeys(("score", "gain", "passes", "seconds"), (float, None)),
+    "method": str,
+    "rows": int,
+    "steps": int,
+    "chosen": bool,
+}
+
+
 _RESULT = {
     "data": _DATA,
     "generations": [_GENERATION],
@@ -108,6 +117,7 @@ _RESULT = {
     "label_errors?": ({"source": str, "rows": int, "errors": int, "auroc?": float}, None),
     "ensemble?": _ENSEMBLE,
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
+    "auto?": ({"why": str, "tried": [_TRIAL]}, None),
     "trouble?": (str, None),
     "budget?": {"bound": str, "seconds": float, "passes": float, "peak_mib": float, "cut": [str]},
     "control?": {
@@ -157,7 +167,7 @@ _LINE = {
 class Request:
     """Everything that decides a run; two runs with equal requests end bit for bit equal on one machine.
 
-    None leaves a choice to the data: the method (`curriculum` with unlabelled rows, `elr` without), the model (an MLP
+    None leaves a choice to the data: the method (`auto` of networks), the model (an MLP
     for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
