@@ -55,7 +55,7 @@ class Candidate:
 
 
 @dataclass
-class Trial:
+class TableTrial:
     """Everything that is tried on one table: the learners, their stack, and its students."""
 
     targets: Targets
@@ -265,7 +265,7 @@ class AutoDistillation(BaseSelfDistillation):
         random: np.random.RandomState | None,
         fold_and_distinct: tuple[Ints, Ints],
         progress: FitProgress,
-    ) -> Trial:
+    ) -> TableTrial:
         fold, distinct = fold_and_distinct
         frame, classify = hasattr(table.X, "columns"), targets.labels is not None
         learners = stack_learners(own, frame, classify, len(table.y)) if self.learners is None else self.learners
@@ -279,7 +279,7 @@ class AutoDistillation(BaseSelfDistillation):
         folds = CrossFitting(targets, table, fold, distinct, progress, self.n_jobs)
         students = 1 + len(folds) if audited else 1
         progress.plan(LearnerPool.trainings(learners, len(folds), out_of_bag) + students)
-        return Trial(targets, table, folds, fold[folds.held_out], progress, learners, out_of_bag)
+        return TableTrial(targets, table, folds, fold[folds.held_out], progress, learners, out_of_bag)
 
     def _hand_over_alone(self, targets: Targets, table: TrainingTable, own: Any, progress: FitProgress) -> None:
         progress.plan(1)
@@ -295,7 +295,7 @@ class AutoDistillation(BaseSelfDistillation):
 
     # the choice -------------------------------------------------------------------------------------------------------
 
-    def _choose(self, trial: Trial) -> None:
+    def _choose(self, trial: TableTrial) -> None:
         pool = trial.learners_alone()
         alone, self.alone_ = trial.candidates[0], pool.models[0]
         stack = trial.stack(pool)
@@ -319,7 +319,7 @@ class AutoDistillation(BaseSelfDistillation):
         else:
             self._teach(trial, pool, stack)
 
-    def _teach(self, trial: Trial, pool: LearnerPool, stack: Candidate) -> None:
+    def _teach(self, trial: TableTrial, pool: LearnerPool, stack: Candidate) -> None:
         """Teach one student, and choose between it, its teacher and both; of equals the smaller model.
 
         Where no test could tell them apart, what was best on other tables: the mean for classes, the stack for values.
@@ -345,7 +345,7 @@ class AutoDistillation(BaseSelfDistillation):
         choice = next(c for c in ranked if c is best or not _better(best, c, 0.25))
         self._finish(trial, choice, models[choice.name], stack)
 
-    def _finish(self, trial: Trial, choice: Candidate, model: Any, rival: Candidate) -> None:
+    def _finish(self, trial: TableTrial, choice: Candidate, model: Any, rival: Candidate) -> None:
         """Record what was tried, and why this one is the product; ``rival`` is the best beside it.
 
         A student that could not be audited is judged by its teacher.
@@ -376,9 +376,14 @@ class AutoDistillation(BaseSelfDistillation):
 
     def _line(self, generation: int, what: str, loss: float | None, decision: Decision | None) -> dict[str, Any]:
         return {
-            "generation": generation, "what": what, "loss": loss, "xi": None, "labelled_by": [], "temperature": None,
+            "generation": generation,
+            "what": what,
+            "loss": loss,
+            "xi": None,
+            "labelled_by": [],
+            "temperature": None,
             "decision": asdict(decision) if decision else None,
-        }  # fmt: skip
+        }
 
     def forget(self) -> None:
         """Keep the product alone: the stack, the student and the learner alone that are not it are set to None."""
@@ -400,7 +405,7 @@ class AutoDistillation(BaseSelfDistillation):
         return "\n".join(lines)
 
 
-def _audited_loss(trial: Trial, candidate: Candidate) -> float:
+def _audited_loss(trial: TableTrial, candidate: Candidate) -> float:
     """The mean error rate or squared error of a candidate on rows held out."""
     assert candidate.prediction is not None
     return float(trial.folds.rows.distinct_losses(trial.targets.losses(candidate.prediction, trial.folds.y)).mean())

@@ -38,8 +38,15 @@ METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING, STACK, PICKED, CATBOOST = (
 ALONE, PEER = "learner alone", "learner peer"
 
 
-NAMES = {TUNED: "tuned", BAGGED: "bagged", MEAN: PEERS, SELF_TRAINING: "SelfTrainingClassifier",
-         STACK: "stack", PICKED: "picked by folds", CATBOOST: "CatBoost alone"}  # fmt: skip
+NAMES = {
+    TUNED: "tuned",
+    BAGGED: "bagged",
+    MEAN: PEERS,
+    SELF_TRAINING: "SelfTrainingClassifier",
+    STACK: "stack",
+    PICKED: "picked by folds",
+    CATBOOST: "CatBoost alone",
+}
 
 
 ABOUT = {

@@ -342,6 +342,8 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
 
 
 def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: float) -> dict[str, Any]:
+    from .auto import AutoDistillation
+
     data, seed, shown = run.data, int(run.settings["seed"]), "reliability" if run.classify else "predicted"
     y = torch.from_numpy(data.y[data.test])
     history = [_history_row(row, model) for row in model.history_] if self_taught(model) else []
@@ -352,12 +354,15 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
         "seconds": round(seconds, 2), shown: {},
     }  # fmt: skip
     final = f"generation {result['final_generation']}, the final model"
-    names = {getattr(model, "product_", final): model} if self_taught(model) else {}
+    automatic = isinstance(model, AutoDistillation)
+    names = {model.product_ if automatic else final: model} if self_taught(model) else {}
     rest = data.test[~np.isin(data.test, data.copies.across.numpy())]
     apart: dict[str, Any] = {"rows": len(rest)} if 0 < len(rest) < len(data.test) else {}
     for name, one in {"the learner alone": alone, **names}.items():
-        errors = _alone_residuals(model) if one is alone and one is not model else None
-        errors = residuals(run, one, seed) if errors is None else errors
+        if automatic and one is alone and model.alone_residuals_ is not None:
+            errors: Tensor | None = torch.from_numpy(model.alone_residuals_)
+        else:
+            errors = residuals(run, one, seed)
         figures, outputs, half = score_test(run, one, errors)
         if apart:
             scores = score_test(run, one, errors, rest)[0]
@@ -370,22 +375,25 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
     return {**result, **({"without_copies": apart} if apart else {})}
 
 
-def _alone_residuals(model: Any) -> Tensor | None:
-    """The errors of the learner alone on rows left out, where the choice of a model measured them."""
-    known = getattr(model, "alone_residuals_", None)
-    return None if known is None else torch.from_numpy(known)
-
-
 def _tried(run: TableRun, model: AutoDistillation, result: dict[str, Any]) -> dict[str, Any]:
     """What `auto()` tried and chose, as run.json holds it, and how much of the stack's gain one student keeps."""
     measure = "accuracy" if run.classify else "rmse"
     first = model.candidates_[0]["score"]
     tried = [
-        {"method": row["name"], "about": row["about"], "score": row["score"], "rows": len(run.data.labelled),
-         "gain": None if row["score"] is None or first is None else row["score"] - first, "steps": 0, "passes": 0.0,
-         "seconds": 0.0, "outcome": row["outcome"], "chosen": row["name"] == model.product_}
+        {
+            "method": row["name"],
+            "about": row["about"],
+            "score": row["score"],
+            "rows": len(run.data.labelled),
+            "gain": None if row["score"] is None or first is None else row["score"] - first,
+            "steps": 0,
+            "passes": 0.0,
+            "seconds": 0.0,
+            "outcome": row["outcome"],
+            "chosen": row["name"] == model.product_,
+        }
         for row in model.candidates_
-    ]  # fmt: skip
+    ]
     found: dict[str, Any] = {"measure": measure, "tried": tried, "why": model.why_, "left_out": model.notes_}
     return {"auto": {**found, **_kept(run, model, result["plain"]["end"][measure], measure)}}
 
@@ -395,9 +403,9 @@ def _kept(run: TableRun, model: AutoDistillation, plain: float, measure: str) ->
     if model.teacher_ is None or model.student_ is None or model.alone_ is None:
         return {}
     scores = {
-        name: score_test(run, one, None)[0][measure] for name, one in (("stack", model.teacher_), (
-            "student", model.student_))
-    }  # fmt: skip
+        name: score_test(run, one, None)[0][measure]
+        for name, one in (("stack", model.teacher_), ("student", model.student_))
+    }
     from .io import file_size
 
     whole = scores["stack"] - plain
@@ -409,9 +417,11 @@ def _kept(run: TableRun, model: AutoDistillation, plain: float, measure: str) ->
         times.append(time.perf_counter() - begun)
         sizes.append(file_size(one))
     return {
-        "test": scores, "kept": (scores["student"] - plain) / whole if whole else None,
-        "prediction_time": times[1] / times[0], "file_size": sizes[1] / sizes[0],
-    }  # fmt: skip
+        "test": scores,
+        "kept": (scores["student"] - plain) / whole if whole else None,
+        "prediction_time": times[1] / times[0],
+        "file_size": sizes[1] / sizes[0],
+    }
 
 
 def _history_row(row: dict[str, Any], model: Any) -> dict[str, Any]:

@@ -192,9 +192,11 @@ class LearnerPool:
         """The learners of positive weight as one model."""
         kept = np.flatnonzero(weights)
         return Stack(
-            [self.models[i] for i in kept], [float(weights[i]) for i in kept], self.bounds,
+            [self.models[i] for i in kept],
+            [float(weights[i]) for i in kept],
+            self.bounds,
             None if self.targets.labels is None else self.targets.labels,
-        )  # fmt: skip
+        )
 
     def guard(self, y: Floats, table: TrainingTable) -> None:
         """Refuse learners that contradict the others on unlabelled rows as they never did on rows held out.

@@ -16,7 +16,8 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.tree import DecisionTreeRegressor
 
 from selfdistill.estimators import AutoClassifier, AutoRegressor, load, save
-from selfdistill.estimators.auto import ALONE, BOTH, CORRECTED, STACK, STUDENT
+from selfdistill.estimators.auto import BOTH, CORRECTED, STACK, STUDENT
+from selfdistill.estimators.base_learners import ALONE
 from selfdistill.estimators.io import file_size
 from selfdistill.estimators.stacking import PRIOR_ROWS, Stack, stack_weights
 from selfdistill.estimators.students import LogProbabilityClassifier, student_of
