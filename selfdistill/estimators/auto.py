@@ -27,6 +27,7 @@ SYNTHETIC = 2_000  # rows that the stack labels beside the unlabelled ones
 TEACHER_SHARE = 0.5  # of the target on a labelled row; the label is the rest
 AUDITABLE = 300  # labelled rows below which no test could tell a student from its teacher
 DOUBTFUL, DOUBTED = 0.5, 0.2  # a label is in doubt below this share of the most probable class; how many must be
+CLEAR = 1.5  # standard errors by which the learner alone must be better: less is mostly luck on so few rows
 REPEATED = 0.25  # the share of distinct rows below which equal rows are no copies
 FEWEST_ROWS = 10  # held out, below which nothing is tried
 LEAST_TRUST = 0.05  # the weight of a row whose label the stack rules out
@@ -312,7 +313,7 @@ class AutoDistillation(BaseSelfDistillation):
         if contradiction:
             stack.outcome = "refused"
             self.notes_.append(f"{contradiction}; it is refused")
-        if contradiction or _better(alone, stack, 0.5):
+        if contradiction or _better(alone, stack, CLEAR):
             self._finish(trial, alone, pool.models[0], stack)
         elif self.product == "stack" or not trial.progress.affords(1 + RESERVE, "the student, and what follows"):
             self._finish(trial, stack, self.teacher_, stack)
@@ -330,7 +331,7 @@ class AutoDistillation(BaseSelfDistillation):
         self.student_ = trial.student(pool, stack.prediction, learner)
         student = trial.add(STUDENT, f"one learner, taught by the {stack.name}", held_out)
         if self.product == "single":
-            if _better(alone, student, 0.5):
+            if _better(alone, student, CLEAR):
                 self._finish(trial, alone, pool.models[0], student)
             else:
                 self._finish(trial, student, self.student_, stack)
