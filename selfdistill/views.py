@@ -89,7 +89,7 @@ class BudgetRatio:
     steps: int = 2**20
 
     def __call__(self, length: int) -> float:
-        return max(1.0, self.most ** min(1.0, math.log(max(1, length)) / math.log(self.steps)))
+        return max(1.0, math.pow(self.most, min(1.0, math.log(max(1, length)) / math.log(self.steps))))
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,10 @@ def show(tmp_path_factory: pytest.TempPathFactory) -> Show:
     def execute(document: str, source: str) -> ModuleType:
         if source not in shown:
             with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
-                for name, data in (("RUN", "digits --steps 3"), ("TABLE_RUN", "iris --model linear --method plain()")):
+                for name, data in (
+                    ("RUN", "digits --steps 3 --method elr()"),
+                    ("TABLE_RUN", "iris --model linear --method plain()"),
+                ):
                     if f'"{name}/' in source:
                         command = ["run", *data.split(), "--no-control", "--quiet", "--out", name]
                         finished = CliRunner().invoke(main, command, catch_exceptions=False)

@@ -34,7 +34,7 @@ from .options import (
     trust_option,
     update_options,
 )
-from .report import label_errors, report, theory, vitals
+from .report import label_errors, label_next, report, theory, vitals
 
 if TYPE_CHECKING:
     from ..experiments.run import Run
@@ -95,8 +95,8 @@ def main() -> None:
 @click.option(
     "--method",
     metavar="EXPR",
-    help="A recipe, such as 'ps_kd(alpha=0.8)' [default, by the data: elr(); curriculum() with unlabelled rows; "
-    "for tables self_distilled() and others; for prompts sdft() and others].",
+    help="A recipe, such as 'ps_kd(alpha=0.8)' [default, by the data: auto(), which chooses among a few recipes; "
+    "for tables of learners self_distilled() and others; for prompts sdft() and others].",
 )
 @click.option(
     "--control/--no-control",
@@ -243,7 +243,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..report.summary import sentence, table
+    from ..report.summary import budget_lines, sentence, table, trials
 
     console = Console(markup=False, emoji=False)
     data = result["data"]
@@ -257,7 +257,14 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
         grid.add_row(Text(printable(name)), *figures)
     if grid.rows:
         console.print(grid)
+    if candidates := trials(result):
+        grid = Table(*candidates.head, title=Text(candidates.title), title_justify="left")
+        for row in candidates.rows:
+            grid.add_row(*map(Text, map(printable, row)))
+        console.print(grid)
     console.print(printable(sentence(result, task)), highlight=False)
+    for line in budget_lines(result):
+        console.print(printable(line.removeprefix("- ")), highlight=False)
     console.print(printable(f"Run folder: {result['run']}"), highlight=False, soft_wrap=True)
 
 
@@ -388,6 +395,7 @@ main.add_command(pretrain)
 main.add_command(report)
 main.add_command(vitals)
 main.add_command(label_errors)
+main.add_command(label_next)
 main.add_command(theory)
 
 

@@ -56,7 +56,7 @@ class ManyMethods(click.Command):
     "one method, 7 for two].",
 )
 @click.option(
-    "--budget",
+    "--match",
     type=click.Choice(["passes", "steps", "seconds", "completions"]),
     help="The compute that is equal for all methods: sample passes (a forward pass counts 1, a backward pass 2), "
     "optimizer steps, seconds, or for prompts the sampled completions [default: passes; steps for prompts]. For "
@@ -76,6 +76,7 @@ class ManyMethods(click.Command):
 def compare(
     methods: tuple[str, ...],
     seeds: int | None,
+    match: str | None,
     budget: str | None,
     level: float,
     out: str | None,
@@ -107,17 +108,18 @@ def compare(
     from ..experiments.compare.table import show
     from ..experiments.task_types import TASK_TYPES
     from ..io.run_record import Request
-    from ..training.comparison import ComparisonSettings
+    from ..training.comparison import ComparisonSettings, split_match
 
     if json_file not in (None, "-"):
         writable(Path(str(json_file)), "--json")  # before anything is trained
     training = training_settings(options)
-    request = Request(**options, training=training)
+    match, bounds = split_match(match, budget)
+    request = Request(**options, budget=bounds, training=training)
     methods = methods or (TASK_TYPES.of_request(request).default_recipe(request),)
     design = design_for(request, methods)
     count = fewest_seeds(len(design.judged(methods)), level) if seeds is None else max(0, seeds)
     all_seeds = tuple(range(request.seed, request.seed + count))
-    settings = ComparisonSettings(methods, all_seeds, design.matched_budget(budget), level)
+    settings = ComparisonSettings(methods, all_seeds, design.matched(match), level)
     comparison = Comparison.create(request, settings, out)
     try:
         result = comparison.execute((lambda line: None) if quiet else (lambda line: echo(line, err=True)))

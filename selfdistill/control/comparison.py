@@ -86,7 +86,7 @@ class PolicyDesign(ComparisonDesign):
     settings: ComparisonSettings
     ready: ControlRun  # of the first seed and method
 
-    budget = "steps"
+    match = "steps"
 
     @staticmethod
     def plain(control: bool) -> str:
@@ -95,8 +95,8 @@ class PolicyDesign(ComparisonDesign):
     @staticmethod
     def shared(request: Request, settings: ComparisonSettings) -> Request:
         """Equal environment steps are the budget of every comparison of policies."""
-        if settings.budget != "steps":
-            raise DataError("--budget of policies is steps, those of the environment; leave it out")
+        if settings.match != "steps":
+            raise DataError("--match of policies is steps, those of the environment; leave it out")
         wrong = [name for name in settings.methods if name in ABOUT]
         if wrong:
             raise RecipeError(f"{wrong[0]} is a control and stands in every comparison; leave it out of --methods")

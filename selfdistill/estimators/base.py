@@ -14,6 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from ..data.copies import Floats, Ints
 from ..errors import DataError
 from ..evaluation.audit import Audit, Decision, champion
+from ..training import budget
 from .base_learners import usual_learner
 from .generations import CrossFitting, RealTargets, Targets, train_first, train_next
 from .mixing_weight import smoother, step_weights
@@ -213,12 +214,13 @@ class BaseSelfDistillation(Wrapper):
         synthetic = self._n_synthetic(table)
         mark = progress.digest(table.X, table.X_unlabelled, synthetic, seed)
         table = replace(table, mark=mark, seed=seed, synthetic=synthetic)
+        progress.rows = len(table.y) + table.n_unlabelled
         learners, seeds = self._members(random, seed)
         last = 0 if self._needs_unlabelled and not table.n_unlabelled else self.generations - 1
         plan = self._plan(targets, learners, seeds, table, last, progress)
         self.xi_, self.residuals_ = plan.xis, None
         self.history_ = self._history(plan, last, table)
-        self.generation_ = plan.audit.final() if plan.audit else last if self.audit == "off" else 0
+        self.generation_ = plan.audit.final() if plan.audit else len(plan.xis) if self.audit == "off" else 0
         if plan.audit and isinstance(targets, RealTargets):
             self.residuals_ = plan.audit.folds.y - plan.audit.predictions[self.generation_]
         progress.plan(_trainings(len(learners), self.generation_))
@@ -289,6 +291,10 @@ class BaseSelfDistillation(Wrapper):
             blind = [self._pseudo_labels(k, last, None, table.y, EQUAL_WEIGHTS) for k in range(1, last + 1)]
             return GenerationPlan(None, [fixed or 0.0] * last, blind)
         folds = CrossFitting(targets, table, *fold_and_distinct, progress, self.n_jobs)
+        if budget.active() is not None:  # one training says what the others will take; it is kept
+            train_first(targets, learners[:1], table, seeds, TrainingCache(progress, "generation 0 on all rows"))
+            if not progress.affords(len(learners) * len(folds) + RESERVE, "the audit, and all generations after 0"):
+                return GenerationPlan(None)
         given: list[float | None] = [fixed] * last
         if fixed is None and isinstance(targets, RealTargets) and len(learners) == 1 and not table.n_unlabelled:
             H = smoother(learners[0], table.labelled, table.y, **weight_arguments(learners[0], table.weights))
@@ -301,6 +307,9 @@ class BaseSelfDistillation(Wrapper):
         prediction = folds.predict(members)
         audited.add(prediction)
         for k, xi in enumerate(given, 1):
+            further = len(folds) * (len(_trained(learners, k, last)) + 2 * (xi is None)) + _trainings(len(learners), k)
+            if not progress.affords(further + RESERVE, f"generation {k}"):
+                break
             labels = self._pseudo_labels(k, last, prediction, folds.y, folds.rows)
             plan.pseudo_labels.append(labels)
             plan.xis.append(self._search_xi(folds, learners[:1], members, labels, k) if xi is None else xi)
@@ -325,7 +334,7 @@ class BaseSelfDistillation(Wrapper):
     def _history(self, plan: GenerationPlan, last: int, table: TrainingTable) -> list[dict[str, Any]]:
         """A line for each generation: what it learns from, its loss, its mixing weight and the audit's decision."""
         if plan.audit is None and last and self.audit != "off":
-            why = "learns from labels; too few rows to audit, so nothing after it is trusted"
+            why = "learns from labels; too few rows, or too small a budget, to audit, so nothing after it is trusted"
             return [{"generation": 0, "what": why, "loss": None, "decision": None, "xi": None, "labelled_by": []}]
         first: dict[str, Any] = {"generation": 0, "what": "learns from labels", "loss": None, "decision": None}
         history = [{**first, "xi": None, "labelled_by": [], "temperature": None}]
@@ -382,6 +391,9 @@ class BaseSelfDistillation(Wrapper):
             return ""
         score = 1.0 - loss if self._measure == "accuracy" else loss
         return f", {self._measure} {score:.4g} on held-out rows"
+
+
+RESERVE = 2  # trainings that stay affordable: the learner alone, and its interval or score
 
 
 def _trained(learners: list[Any], generation: int, last: int) -> list[Any]:

@@ -212,18 +212,18 @@ class TableDesign(ComparisonDesign):
     settings: ComparisonSettings
     prepared: TableRun  # of the first seed and method
 
-    budget = "trainings"
+    match = "trainings"
 
     @classmethod
-    def matched_budget(cls, budget: str | None) -> str:
+    def matched(cls, match: str | None) -> str:
         """Trainings: learners take no steps.
 
         Raises:
-            DataError: another budget is asked for.
+            DataError: another quantity is asked for.
         """
-        if budget not in (None, cls.budget):
-            raise DataError(f"--budget {budget} is for networks; learners are matched by trainings: leave it out")
-        return cls.budget
+        if match not in (None, cls.match):
+            raise DataError(f"--match {match} is for networks; learners are matched by trainings: leave it out")
+        return cls.match
 
     @staticmethod
     def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -18,9 +19,13 @@ from scipy import sparse
 
 from ..errors import DataError, SelfdistillError
 from ..io.files import remove_unfinished, trim_memory
+from ..training import budget
 from .io import load, save
 
 Progress = Callable[[int, int, str], None]
+
+
+LEARNERS = "learners"  # a training of a learner counts as many passes as its table has rows
 
 
 _BLOCK = 1 << 16  # values that are hashed at once
@@ -74,8 +79,9 @@ class FitProgress:
     def __init__(self, folder: Path | None = None, progress: Progress | None = None) -> None:
         self.folder = folder
         self.progress = progress
-        self.done = self.planned = 0
+        self.done = self.planned = self.rows = 0
         self.unreported: list[str] | None = None
+        self.begun = time.monotonic()
 
     @classmethod
     def begin(cls) -> FitProgress:
@@ -95,9 +101,23 @@ class FitProgress:
             self.unreported.append(description)
             return
         self.done += 1
+        if (meter := budget.active()) is not None:
+            meter.passes[LEARNERS] = meter.passes.get(LEARNERS, 0.0) + self.rows
+            meter.write(due=False)
         self.planned = max(self.planned, self.done)
         if self.progress is not None:
             self.progress(self.done, self.planned, description)
+
+    def affords(self, trainings: int, what: str) -> bool:
+        """Whether the budget has room for so many further trainings; where it has none, ``what`` is cut."""
+        meter = budget.active()
+        if meter is None:
+            return True
+        each = (time.monotonic() - self.begun) / max(1, self.done) / budget.MARGIN
+        if meter.affords(budget.Cost(trainings * each, float(trainings * self.rows))):
+            return True
+        meter.cut(f"{what}: {trainings} further trainings do not fit")
+        return False
 
     def digest(self, *rows: Any) -> str | None:
         """The digest of the rows of a table; None where nothing is saved, and none is needed."""

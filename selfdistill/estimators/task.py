@@ -10,10 +10,12 @@ from ..data import sources
 from ..data.table_files import SHOWN, is_table
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.label_errors import read_conflicts
+from ..evaluation.label_next import Committee
 from ..evaluation.predict import Predictions
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request
 from ..methods import recipes as network_recipes
+from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR
 from ..training.comparison import ComparisonDesign
 from ..training.task_type import Cost, GenerationCurve, Rows, TaskType, generation_name, refuse_example
@@ -48,9 +50,10 @@ class TableTaskType(TaskType):
             base_learners.is_named(model) or base_learners.from_function(model) is not None
         )
         known = method is not None and method in self.recipes()
-        ours = known and method not in network_recipes()  # plain() is both
-        if table and method is not None and not known and method not in network_recipes():
-            close = nearest(method, [*self.recipes(), *network_recipes()])
+        networks = {*network_recipes(), AUTO}
+        ours = known and method not in networks  # plain() and auto() are both
+        if table and method is not None and not known and method not in networks:
+            close = nearest(method, [*self.recipes(), *networks])
             raise RecipeError(
                 f"unknown method {method!r}; {f'nearest: {close}. ' if close else ''}`selfdistill methods` lists them"
             )
@@ -71,7 +74,7 @@ class TableTaskType(TaskType):
                 f"{method}() is for learners of scikit-learn and {model} is a network; give one of "
                 f"{', '.join(base_learners.LEARNERS)} as --model, or a recipe for networks"
             )
-        return learner or (model is None and (method is None or ours))
+        return learner or (model is None and (method in (None, AUTO) or ours))
 
     def design(self) -> type[ComparisonDesign]:
         from .comparison import TableDesign
@@ -103,6 +106,11 @@ class TableTaskType(TaskType):
         if conflicts := read_conflicts(folder, top):
             return conflicts
         raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
+
+    def committee(self, folder: Path, request: Request) -> Committee:
+        from .run import committee
+
+        return committee(folder, request)
 
     def vitals(self, folder: Path) -> dict[str, Any]:
         """Refused: a learner takes no steps."""

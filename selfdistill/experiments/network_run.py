@@ -5,9 +5,10 @@ Several models may predict as one: generations or peers together, and how much o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,16 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.objective import Method, untaught
+from ..core.regression import for_task
 from ..data import tables, text
 from ..data.dataset import Data, inputs_for, load, unread, write_card
 from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
-from ..data.splits import difference
-from ..errors import CheckpointError, DataError, RecipeError, SpaceError
-from ..evaluation import label_errors
+from ..data.splits import difference, draw
+from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
+from ..evaluation import label_errors, linear_probe
+from ..evaluation.audit import FEW
+from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.linear_probe import by_neighbours
 from ..evaluation.metrics import reliability
 from ..evaluation.predict import (
@@ -33,25 +37,34 @@ from ..evaluation.predict import (
     final_score,
     points,
     predict,
+    predict_rows,
     scored,
     task_outputs,
     with_interval,
 )
-from ..io.files import DATA_CARD
+from ..evaluation.predict import losses as row_losses
+from ..io.expressions import expression_name
+from ..io.files import DATA_CARD, write
 from ..io.run_record import Request
+from ..io.tensors import read_tensors
+from ..methods import cards
 from ..methods.controls import plain
-from ..methods.registry import read_method
+from ..methods.prior import CLASSES, VALUES, auto, read_auto, simplicity
+from ..methods.registry import AUTO, is_auto, read_method, recipes
+from ..methods.validate import check_method
 from ..models import registry, store, text_encoder, warm_start
 from ..models.peers import MOST_MEMBERS, JointGenerations, PeerMean, PeerModels, final_model
 from ..models.store import model_card
 from ..teachers import CachedTeacher
 from ..teachers.cached import store_targets
 from ..teachers.generations import ensemble_teacher
-from ..training import callbacks, reservoir, threads
+from ..training import budget, callbacks, reservoir, threads
+from ..training.comparison import ignore
 from ..training.cross_fitting import all_labels, crossfit
-from ..training.fit import Result, fit
+from ..training.fit import Result, fit, step_cost
+from ..training.shortlist import WORDS, Choice, Trial, try_each, visible
 from ..training.state import GenerationResult
-from ..training.task_type import Listeners
+from ..training.task_type import Listeners, require_same_data
 from ..views import TOGETHER
 
 if TYPE_CHECKING:
@@ -205,6 +218,12 @@ class NetworkRun:
         except Exception:  # another's code may raise anything
             return torch.get_num_threads()
 
+    def planned_passes(self) -> float:
+        """About how many sample passes the training takes, over all its generations."""
+        steps = total_steps(self) * self.method.generations
+        rows = float(steps * self.settings["batch_size"])
+        return 3 * rows * cards.cost(self.method)["of_plain"]
+
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """The folds of the audit, if any, the method, then its control; each goes on from its own checkpoints."""
         request = self.request
@@ -213,6 +232,7 @@ class NetworkRun:
         taught = len(self.data.labelled) > 0
         beside = request.control and self.method != plain() and taught
         ready, folds = self, None
+        budget.expect(1 + (request.audit_folds or 0), self._control_cost if beside else None)
         if request.audit_folds is not None:
             folds = crossfit(
                 self.build, self.data, self.method, request.audit_folds, folder / "folds", control=beside,
@@ -249,10 +269,16 @@ class NetworkRun:
         settings = {**self.settings, "steps": steps, "batch_size": batch_size_for(self.data, plain())}
         if self.request.batch_size:
             settings["batch_size"] = min(self.request.batch_size, len(self.data.labelled))
-        return fit(
-            self.build, self.data, plain(), out=folder, resume=True, device=self.request.device,
-            progress=listeners.progress("plain(), the baseline"), warn=listeners.warn, **settings,
-        )  # fmt: skip
+        with budget.following():
+            return fit(
+                self.build, self.data, plain(), out=folder, resume=True, device=self.request.device,
+                progress=listeners.progress("plain(), the baseline"), warn=listeners.warn, **settings,
+            )  # fmt: skip
+
+    def _control_cost(self, meter: budget.Meter) -> budget.Cost:
+        """The cost of a step of the plain model, which trains for as many steps as the method."""
+        settings = {**self.settings, "batch_size": batch_size_for(self.data, plain())}
+        return step_cost(meter, self.build, self.data, plain(), self.request.device, **settings)
 
     def _result(self, folder: Path, trained: Result, control: Result | None, preferred: bool) -> dict[str, Any]:
         """Every generation and the control on the test split: the only place that reads it."""
@@ -268,7 +294,7 @@ class NetworkRun:
             return {**facts, "decision": t.decision, "drift": t.drift, "test": tested(t.weights, trained.model)}
 
         generations = [judged(number, t) for number, t in enumerate(trained.generations)]
-        against, name = (trained, "method") if self.method == plain() else (control, "control")
+        against, name = (trained, "method") if control is None and self.method == plain() else (control, "control")
         result: dict[str, Any] = {
             "run": str(folder),
             "method": self.expression,
@@ -349,6 +375,197 @@ class NetworkRun:
             reservoir.save_sample(rows, folder.parent)
 
 
+# ---- auto() --------------------------------------------------------------------------------------------------------
+
+STOPPED = "plain(), stopped early"
+AUDITING = ("audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience")  # options of generations
+
+
+@dataclass
+class AutoRun(NetworkRun):
+    """A run that trains a shortlist of recipes at full length and keeps the one that validation rows choose.
+
+    ``candidates`` are runs with every choice made, that of plain() first. ``apart`` are the validation rows, by
+    position, that score early stopping and do not choose its epoch; ``left_out`` says what is not tried, and why.
+    """
+
+    candidates: Sequence[NetworkRun] = ()
+    apart: Sequence[int] = ()
+    left_out: Sequence[str] = ()
+
+    @property
+    def measure(self) -> str:
+        """The measure that chooses."""
+        return "mse" if self.data.task == "regress" else "accuracy"
+
+    @property
+    def note(self) -> str:
+        """What a person should know of the data, what will be tried, what it costs, and how sure the choice can be."""
+        costs = [candidate.planned_passes() for candidate in self.candidates]
+        names = ", ".join(candidate.expression for candidate in self.candidates)
+        lines = [
+            *filter(None, [self.data.note]),
+            f"auto(): {len(costs)} trainings of {total_steps(self):,} steps each, about {sum(costs):,.0f} sample "
+            f"passes, {sum(costs) / costs[0]:.1f} times those of plain(): {names}",
+            f"auto(): validation {WORDS[self.measure]} chooses; {visible(len(self.data.audit), self.measure)}",
+        ]
+        return "\n".join(lines + [f"auto(): not tried: {line}" for line in self.left_out])
+
+    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
+        """Train every candidate from wherever it was cut, choose, and read the test split, once."""
+        if self.data.preprocessor is not None:
+            tables.skops()
+        budget.expect(len(self.candidates))
+
+        def fit_candidate(number: int) -> Result:
+            ready = self.candidates[number]
+            title = f"candidate {number + 1} of {len(self.candidates)}, {ready.expression}"
+            return fit(
+                ready.build, ready.data, ready.method, out=folder / place(number, ready.expression), resume=True,
+                device=self.request.device, progress=listeners.progress(title),
+                warn=listeners.warn_of(ready.expression), **ready.settings,
+            )  # fmt: skip
+
+        choice = self.choose(fit_candidate, listeners.tell)
+        ready, trained, control = self.chosen(choice)
+        for training in filter(None, (trained, control)):
+            training.model.cpu()
+        result = {
+            **ready._result(folder, trained, control, False),
+            **choice.spent(),
+            "auto": choice.to_json(self.measure),
+        }
+        if distributed.rank() == 0:
+            errors, result["label_errors"] = label_errors.score_labels(trained, self.data)
+            label_errors.save(errors, folder, self.request.raw_csv)
+            ready._save_final_model(folder / "model", trained, result)
+            self._show_logs(folder, ready.expression)
+        return result
+
+    def choose(self, train: Callable[[int], Result], tell: Callable[[str], None] = ignore) -> Choice[Result]:
+        """Train the candidates, each by its number, and choose."""
+
+        def trials(number: int) -> tuple[list[Trial], Result]:
+            trained = train(number)
+            return self._trials(self.candidates[number], trained), trained
+
+        choice = try_each([one.expression for one in self.candidates], trials, simplicity, tell)
+        choice.left_out[:0] = self.left_out
+        return choice
+
+    def _trials(self, ready: NetworkRun, trained: Result) -> list[Trial]:
+        """The last weights on all validation rows; of plain() also its best epoch, on those that are kept apart."""
+
+        def losses(one: Result, rows: Tensor) -> list[float]:
+            device = next(one.model.parameters()).device
+            return row_losses(final_model(one.model), self.data, rows, self.measure, device)
+
+        rows = self.data.audit
+        trials = [Trial(ready.expression, losses(trained, rows), trained.steps, trained.passes, trained.seconds)]
+        if ready.method == plain() and len(self.apart):
+            apart = losses(best_epoch(trained), rows[list(self.apart)])
+            trials.append(Trial(STOPPED, apart, rows=self.apart))
+        return trials
+
+    def chosen(self, choice: Choice[Result]) -> tuple[NetworkRun, Result, Result | None]:
+        """The run of the chosen candidate, its training, and that of plain(), where this is another one."""
+        winner, first = choice.winner, choice.kept[0]
+        stopped = winner.rows is not None
+        ready = self.candidates[0 if stopped else [one.expression for one in self.candidates].index(winner.name)]
+        trained = best_epoch(first) if stopped else choice.kept[choice.chosen]
+        ready = replace(ready, expression=winner.name, data=self.data)
+        return ready, trained, None if choice.chosen == 0 else first
+
+    def _show_logs(self, folder: Path, chosen: str) -> None:
+        """Copy the metrics of the chosen training and of plain() to where reports read those of method and control."""
+        for number, candidate in enumerate(self.candidates):
+            log = folder / place(number, candidate.expression) / "metrics.jsonl"
+            if number == 0 and chosen != candidate.expression:
+                (folder / "control").mkdir(exist_ok=True)
+                write(folder / "control" / "metrics.jsonl", log.read_text(encoding="utf-8"))
+            if candidate.expression == chosen or (number == 0 and chosen == STOPPED):
+                write(folder / "metrics.jsonl", log.read_text(encoding="utf-8"))
+
+
+def best_epoch(trained: Result) -> Result:
+    """A training of one generation with the weights of its best epoch in the place of its last ones."""
+    model, last = copy.deepcopy(trained.model), trained.generations[-1]
+    model.load_state_dict(last.best)
+    return replace(trained, model=model, generations=[replace(last, weights=last.best)])
+
+
+def place(number: int, expression: str) -> str:
+    """The folder of a candidate's training, below that of the run.
+
+    >>> place(2, "elr()")
+    'candidates/2-elr'
+    """
+    return f"candidates/{number}-{expression_name(expression)}"
+
+
+def shortlisted(ready: NetworkRun) -> AutoRun:
+    """The run of ``auto()``, of a run that is prepared for plain().
+
+    Every candidate takes as many steps in all as plain(); no generation is audited, since the choice among candidates
+    spends the validation rows.
+
+    Raises:
+        DataError: there are no validation rows, or an option is for the audit of generations.
+    """
+    request, data = ready.request, ready.data
+    audited = [name for name in AUDITING if dict(request.training).get(name) is not None]
+    audited += ["audit"] * (dict(request.training).get("audit") not in (None, "off"))
+    audited += ["audit_folds"] * (request.audit_folds is not None)
+    if audited:
+        raise DataError(
+            f"auto() chooses on the validation rows and audits no generations; leave --{audited[0].replace('_', '-')} "
+            "out, or give --method 'elr()' or another recipe"
+        )
+    if not len(data.audit):
+        raise DataError(f"auto() chooses on validation rows, and {data.name} has none; give --method 'elr()'")
+    halves, first = apart_rows(data, request.seed), data
+    if halves:
+        kept = torch.tensor(halves)
+        first = replace(data, audit=difference(data.audit, data.audit[kept]))
+    candidates, left_out, total = [], [], total_steps(ready)
+    if not halves:
+        left_out.append(f"{STOPPED}: {len(data.audit)} validation rows are too few to choose an epoch and score it too")
+    for expression in VALUES if data.task == "regress" else CLASSES:
+        method = read_method(expression)
+        if method.views.need_unlabelled() and not len(data.unlabelled):
+            continue
+        try:
+            check_method(for_task(method, data.task), data)
+        except SelfdistillError as error:
+            left_out.append(f"{expression}: {error}")
+            continue
+        settings = {**ready.settings, "audit": "off", "steps": max(1, round(total / method.generations))}
+        settings["batch_size"] = request.batch_size or batch_size_for(data, method)
+        rows = first if method == plain() else data
+        candidates.append(NetworkRun(request, rows, method, expression, ready.build, settings))
+    chosen = candidates[: read_auto(ready.expression).most]
+    return AutoRun(**vars(ready), candidates=chosen, apart=halves, left_out=left_out)
+
+
+def apart_rows(data: Data, seed: int) -> list[int]:
+    """The positions of half of the validation rows, kept apart to score early stopping; none where they are few."""
+    if len(data.audit) < 2 * FEW:
+        return []
+    half = draw(data.audit, data.y, len(data.audit) // 2, (seed, "early stopping"), groups=data.groups)
+    return torch.nonzero(torch.isin(data.audit, half)).squeeze(1).tolist()
+
+
+def total_steps(ready: NetworkRun) -> int:
+    """Steps of one generation of a run."""
+    if ready.settings["steps"]:
+        return int(ready.settings["steps"])
+    sampler = Sampler(ready.data, ready.method.views, ready.settings["batch_size"], seed=0)
+    return int(ready.settings["epochs"]) * sampler.steps_per_epoch
+
+
+# ---- choices -------------------------------------------------------------------------------------------------------
+
+
 def prepare(request: Request) -> NetworkRun:
     """Load the data and fill in what the request leaves open."""
     spec, reader = request.model, None
@@ -356,12 +573,15 @@ def prepare(request: Request) -> NetworkRun:
         spec, reader = request.model or text_encoder.USUAL, text.reader(request.model, request.text)
     elif spec is not None and spec.partition("(")[0].strip() not in registry.MODELS and text_encoder.named(spec):
         raise DataError(f"the model {spec} reads text; say which column has it (--text COL), or give another --model")
-    bare = request.method is not None and reader is None and untaught(read_method(request.method))
+    chooses = is_auto(request.method)
+    bare = request.method is not None and not chooses and reader is None and untaught(_read(request.method))
     data = load(
         request.data,
         target=request.target,
         unlabelled=request.unlabelled,
         labels=request.labels,
+        decisions=request.decisions,
+        raw_csv=request.raw_csv,
         label_noise=request.label_noise,
         image_size=request.image_size,
         seed=request.seed,
@@ -380,8 +600,9 @@ def prepare(request: Request) -> NetworkRun:
         data = replace(data, augment=request.augment)
     if request.init and reader:
         raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
-    expression = request.method or ("der_pp()" if request.tasks else _default_method(data))
-    method = read_method(expression)
+    expression = request.method or ("der_pp()" if request.tasks else "auto()")
+    chooses = is_auto(expression)
+    method = plain() if chooses else _read(expression)
     if request.targets is not None:
         method = _stored(method, request, data)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
@@ -393,7 +614,13 @@ def prepare(request: Request) -> NetworkRun:
     settings = {**usual, **dict(request.training), "seed": request.seed, "steps": request.steps}
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)
     settings["epochs"] = request.epochs or usual_epochs(data, method, settings["batch_size"])
-    return NetworkRun(request, data, method, expression, build, settings)
+    ready = NetworkRun(request, data, method, expression, build, settings)
+    return shortlisted(ready) if chooses and not request.tasks else ready
+
+
+def _read(expression: str) -> Method:
+    """A recipe's method; a message about a name that is none has ``auto`` among the recipes."""
+    return read_method(expression, {**recipes(), AUTO: auto})
 
 
 def _stored(method: Method, request: Request, data: Data) -> Method:
@@ -428,13 +655,6 @@ def _refuse_judging(request: Request, data: Data) -> None:
             raise DataError(
                 f"{data.name}: no row has a label, and nothing audits; leave --{name.replace('_', '-')} out"
             )
-
-
-def _default_method(data: Data) -> str:
-    """What is learnt by where nothing is asked for."""
-    if data.task == "regress":
-        return "mean_teacher(weight=1.0)" if len(data.unlabelled) else "born_again(xi=0.5)"
-    return "curriculum()" if len(data.unlabelled) else "elr()"
 
 
 def batch_size_for(data: Data, method: Method) -> int:
@@ -489,6 +709,59 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     if head == "values":
         return ValuePredictions(names, *with_interval(outputs, card.get("half")), note)
     return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]], note)
+
+
+MEMBERS = 16  # of a committee
+
+
+def committee(folder: Path, request: Request) -> Committee:
+    """The final model, the generations of all trainings in the folder, and the rows that they are asked of.
+
+    Raises:
+        CheckpointError: the run has no model yet, or its files are damaged.
+        DataError: the data cannot be read, or have changed since.
+    """
+    ready = prepare(request)
+    data, final = ready.data, store.load(store.model_folder(folder))
+    require_same_data(folder, data.fingerprint)
+    require_unlabelled(data.name, len(data.unlabelled))
+
+    def outputs(model: nn.Module, ids: Tensor) -> Tensor:
+        output = predict_rows(model, data, ids, data.head)
+        return torch.softmax(output, -1) if data.classes else output[:, 0]
+
+    members = [outputs(final, data.unlabelled)]
+    for path in sorted(folder.rglob("generations/*-final.safetensors"))[: MEMBERS - 1]:
+        model = _restored(ready, read_tensors(path))
+        if model is None:
+            continue
+        peers = callbacks.peer_outputs(model, data, data.unlabelled)
+        several = outputs(model, data.unlabelled)[None] if peers is None else peers.transpose(0, 1)
+        members += [one if data.classes else data.in_units(one.reshape(-1, 1)) for one in several]
+
+    def features(places: Tensor) -> Tensor:
+        try:
+            return linear_probe.features(final, data, data.unlabelled[places], data.head)
+        except SpaceError:  # another's model without a linear layer
+            return members[0][places].reshape(len(places), -1)
+
+    held = outputs(final, data.audit) if data.classes and len(data.audit) else None
+    return Committee(
+        data.unlabelled, data.row_names, data.classes, torch.stack(members), features, held, data.y[data.audit]
+    )
+
+
+def _restored(ready: NetworkRun, weights: dict[str, Tensor]) -> nn.Module | None:
+    """The model of a training with these weights; None where they are of another one."""
+    candidates = ready.candidates if isinstance(ready, AutoRun) else [ready]
+    wrappers = {candidate.method.wrap_model for candidate in candidates} - {None}
+    builds: list[Callable[[], nn.Module]] = [ready.build, *(wrapped(ready.build) for wrapped in wrappers if wrapped)]
+    for build in builds:
+        model = build()
+        with contextlib.suppress(RuntimeError):
+            model.load_state_dict(weights)
+            return model.eval()
+    return None
 
 
 def _at_exit(model: nn.Module, x: Tensor | ImageStore, number: int, folder: str | Path, head: str) -> Tensor:

@@ -7,7 +7,7 @@ split is read in `_judged` alone, after everything is trained and chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +22,18 @@ from ..core.parts import BaseTerm, Term
 from ..core.step import Forward, Passes
 from ..core.targets import Target
 from ..data.dataset import Data
-from ..data.sampler import Sampler
 from ..errors import RecipeError, SelfdistillError
 from ..evaluation import metrics
 from ..evaluation.audit import whole_classes
+from ..evaluation.label_next import Committee
 from ..evaluation.predict import Predictions, covered, scored, task_outputs
+from ..io.expressions import checked
 from ..io.run_record import Request
 from ..losses import CrossEntropy, Squared
-from ..methods import Recipe, cards, recipes
+from ..methods import cards, recipes
 from ..methods.controls import distil, label_smoothing, plain
-from ..methods.registry import read_method
+from ..methods.prior import auto, auto_card, auto_text, read_auto
+from ..methods.registry import AUTO, is_auto, read_method
 from ..models.peers import PeerModels, final_model
 from ..report.summary import ensemble_name
 from ..teachers import Ema, FrozenCopy, Labels
@@ -55,7 +57,7 @@ from ..training.comparison import (
 )
 from ..training.fit import Result, fit, try_batch
 from ..training.task_type import Rows, TaskType, generation_name, refuse_example
-from .network_run import NetworkRun, batch_size_for, predict_source, prepare
+from .network_run import AutoRun, NetworkRun, batch_size_for, committee, predict_source, prepare, total_steps
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
 
@@ -67,14 +69,6 @@ WIDER = 2  # the larger teacher's width, as a multiple
 
 
 # ---- the plan ------------------------------------------------------------------------------------------------------
-
-
-def requested_steps(ready: NetworkRun) -> int:
-    """Steps of one generation, from a plainly prepared request."""
-    if ready.settings["steps"]:
-        return int(ready.settings["steps"])
-    sampler = Sampler(ready.data, ready.method.views, ready.settings["batch_size"], seed=0)
-    return int(ready.settings["epochs"]) * sampler.steps_per_epoch
 
 
 def planned(
@@ -91,20 +85,28 @@ def planned(
     """
     seed, amount = settings.seeds[0], max(costs[name] for name in settings.methods)
     whole = max(steps, round(steps * amount / costs[PLAIN]))
+    members = max(2, math.floor(amount / costs[PLAIN] + CLOSE))
+    tuned = Job(DECAY, "decay", whole, seed)
+    if any(map(is_auto, settings.methods)):  # several trainings of usual length, so as many for the tuned control
+        tuned = replace(tuned, steps=steps, count=members)
     jobs = [
-        Job(name, "method", matching_steps(steps, costs[name], amount), seed, expression=name)
+        Job(name, kind_of(name), matching_steps(steps, costs[name], amount), seed, expression=name)
         for name in settings.methods
     ]
     jobs += [
         Job(PLAIN, "plain", steps, seed),
         Job(LONGER, "longer", whole, seed),
         *([Job(SMOOTHING, "smoothing", whole, seed)] if classify else []),
-        Job(DECAY, "decay", whole, seed),
+        tuned,
     ]
     if DISTIL in costs:
         jobs.append(Job(DISTIL, "distil", matching_steps(steps, costs[DISTIL], amount), seed, count=steps))
-    members = max(2, math.floor(amount / costs[PLAIN] + CLOSE))
     return amount, [*jobs, Job(INDEPENDENT, "independent", steps, seed, count=members)]
+
+
+def kind_of(method: str) -> str:
+    """How a method is trained: by one training, or as the choice among several."""
+    return "auto" if is_auto(method) else "method"
 
 
 # ---- a training ----------------------------------------------------------------------------------------------------
@@ -181,9 +183,9 @@ class NetworkJob:
         """Train a method in a sub-folder of the job's, from wherever it was cut."""
         batch = min(self.asked, len(self.data.labelled)) if self.asked else batch_size_for(self.data, method)
         settings = {**self.ready.settings, "batch_size": batch, "seed": self.job.seed if seed is None else seed}
-        external = more.pop("external", None)
+        external, data = more.pop("external", None), more.pop("data", self.data)
         trained = fit(
-            build or self.ready.build, self.data, method, out=self.folder / "training" / name, resume=True,
+            build or self.ready.build, data, method, out=self.folder / "training" / name, resume=True,
             external=external, device=self.device, warn=ignore, **{**settings, **more},
         )  # fmt: skip
         self.spent += trained.passes
@@ -246,6 +248,22 @@ def _method(work: NetworkJob) -> dict[str, Any]:
     return _judged(work, {work.job.name: row})
 
 
+def _auto(work: NetworkJob) -> dict[str, Any]:
+    """The candidates of ``auto()``, the chosen one of which is the row; all the trainings count."""
+    assert isinstance(work.ready, AutoRun)
+    ready = work.ready
+
+    def train(number: int) -> Result:
+        one = ready.candidates[number]
+        options = {name: value for name, value in one.settings.items() if name not in ("seed", "batch_size")}
+        return work.train(one.method, str(number), data=one.data, **options)
+
+    choice = ready.choose(train)
+    chosen, trained, _ = ready.chosen(choice)
+    row = _row(work, trained, split_outputs(trained.model, work.data), auto=choice.to_json(ready.measure))
+    return _judged(work, {work.job.name: {**row, "about": f"chose {chosen.expression}"}})
+
+
 def _teacher_ratio(work: NetworkJob) -> float:
     """What a pass of a recipe's own external teacher costs, against the student's."""
     from ..models.store import load_model
@@ -279,10 +297,21 @@ def _longer(work: NetworkJob) -> dict[str, Any]:
     return _judged(work, rows)
 
 
+def decays(count: int) -> Sequence[float]:
+    """The values of weight decay that are tried: the usual four, or 0 and so many less one from 1e-4 to 1, evenly.
+
+    >>> decays(1), [round(value, 6) for value in decays(5)]
+    ((0.0, 0.001, 0.01, 0.1), [0.0, 0.0001, 0.002154, 0.046416, 1.0])
+    """
+    if count <= len(DECAYS):
+        return DECAYS
+    return [0.0, *(10 ** (4 * k / (count - 2) - 4) for k in range(count - 1))]
+
+
 def _decay(work: NetworkJob) -> dict[str, Any]:
     """Weight decay chosen by audit accuracy, of equals by audit NLL, or by audit RMSE; all the trainings count."""
     tried = []
-    for decay in DECAYS:
+    for decay in decays(work.job.count):
         trained = work.train(plain(), f"{decay:g}", weight_decay=decay)
         outputs = split_outputs(trained.model, work.data)
         score = scored(outputs.audit, work.data.y[work.data.audit], work.data.task)
@@ -330,6 +359,7 @@ def _distil(work: NetworkJob) -> dict[str, Any]:
 
 _TRAININGS: dict[str, Callable[[NetworkJob], dict[str, Any]]] = {
     "method": _method,
+    "auto": _auto,
     "plain": _plain,
     "smoothing": _plain,
     "longer": _longer,
@@ -387,13 +417,16 @@ class NetworkDesign(ComparisonDesign):
         return True
 
     def pilots(self, control: bool) -> list[Job]:
-        seed, steps = self.settings.seeds[0], requested_steps(self.ready)
-        jobs = [Job(name, "method", steps, seed, expression=name) for name in self.settings.methods]
+        seed, steps = self.settings.seeds[0], total_steps(self.ready)
+        jobs = [Job(name, kind_of(name), steps, seed, expression=name) for name in self.settings.methods]
         jobs.append(Job(PLAIN, "plain", steps, seed))
         return [*jobs, Job(DISTIL, "distil", steps, seed, count=steps)] if control else jobs
 
+    def trainings(self, job: Job) -> int:
+        return {"decay": len(DECAYS), "distil": 2}.get(job.kind, 1)
+
     def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
-        return planned(self.settings, requested_steps(self.ready), costs, self.ready.data.task == "classify")
+        return planned(self.settings, total_steps(self.ready), costs, self.ready.data.task == "classify")
 
 
 # ---- the task type -------------------------------------------------------------------------------------------------
@@ -405,8 +438,8 @@ class NetworkTaskType(TaskType):
     name, learner, title = "network", "networks", "For networks"
     about = "Classes and values, images, tables and texts: any model of PyTorch."
 
-    def recipes(self) -> Mapping[str, Recipe]:
-        return recipes()
+    def recipes(self) -> Mapping[str, Callable[..., Any]]:
+        return {**recipes(), AUTO: checked(auto)}
 
     def serves(self, request: Request) -> bool:
         """All that no other task type serves."""
@@ -419,17 +452,22 @@ class NetworkTaskType(TaskType):
         return prepare(request)
 
     def card(self, name: str) -> dict[str, Any]:
-        return cards.card(name)
+        return auto_card() if name == AUTO else cards.card(name)
 
     def explain(self, expression: str, example: str | None = None) -> dict[str, Any]:
         refuse_example(expression, example)
+        if is_auto(expression):
+            return {**auto_card(), "expression": expression, "most": read_auto(expression).most}
         return cards.explain(expression, read_method(expression))
 
     def text(self, card: dict[str, Any]) -> str:
-        return cards.text(card)
+        return auto_text(card) if card["name"] == AUTO else cards.text(card)
 
     def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Predictions:
         return predict_source(folder, source, exit_number)
+
+    def committee(self, folder: Path, request: Request) -> Committee:
+        return committee(folder, request)
 
     def rows(self, result: dict[str, Any]) -> Rows:
         """The plain model at its end and at its best epoch, every generation, and the ensemble where there is one."""

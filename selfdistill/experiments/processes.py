@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
-import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from ..data.loading import end_with_parent
 from ..errors import CheckpointError
-
-
-class Peak:
-    """Peak memory from here on: of the GPU if there is one, else resident memory (Linux resets it, others do not)."""
-
-    def __init__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def megabytes(self) -> float:
-        """The peak, in millions of bytes."""
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() / 1e6
-        with suppress(OSError, AttributeError):
-            found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-            assert found is not None
-            return int(found[1]) * 1024 / 1e6
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
 
 J = TypeVar("J")
 T = TypeVar("T")

@@ -26,18 +26,20 @@ import torch
 
 from ..core import distributed
 from ..core.step import TrainingClock
+from ..data import decisions
 from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
+from ..evaluation import label_next
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
-from ..io.files import FORMAT, refuse_links, sweep, write
+from ..io.files import FORMAT, refuse_links, sweep, writable, write
 from ..io.run_record import Request, changed_logs, differences, log_digests, read_record, versions, write_record
 from ..models.peers import final_model
 from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
 from ..report import write as write_report
 from ..report.summary import model_card_text, readme
-from ..training import threads
+from ..training import budget, threads
 from ..training.fit import choose_device, join
 from ..training.task_type import Listeners, PreparedRun, TaskType
 from .folder import Folder, locked
@@ -70,6 +72,8 @@ class Run:
         Raises:
             DataError: the folder holds another run, or something that is no run.
         """
+        if request.budget is not None:
+            budget.parse_budget(request.budget)
         run = cls(Path(out) if out is not None else Path("runs") / request.name(), request, trust_code)
         if run._folder.begun():
             run._folder.refuse(differences(cls.open(run.folder).request, request))
@@ -150,7 +154,10 @@ class Run:
         prepared = task.prepare(self.request)
         if prepared.note:
             listeners.tell(prepared.note)
-        with threads.limited_to(self._record().get("threads") or prepared.threads()):
+        with (
+            budget.limited(self.request.budget, self.folder, listeners.warn) as meter,
+            threads.limited_to(self._record().get("threads") or prepared.threads()),
+        ):
             self._claim(task, prepared, listeners.warn)
             first = distributed.rank() == 0
             try:
@@ -158,6 +165,8 @@ class Run:
                     if first:
                         sweep(self.folder)
                     result = prepared.train(self.folder, listeners)
+                    if meter is not None:
+                        result["budget"] = meter.summary()
                     if first:
                         self._finish(task, result, listeners.warn)
                     return result
@@ -210,8 +219,9 @@ class Run:
             shutil.rmtree(self.folder / "folds", ignore_errors=True)
         if not any(self.folder.glob("fits/*")):
             shutil.rmtree(self.folder / "fits", ignore_errors=True)
-        rest = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints"}
+        rest = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints", budget.FILE}
         if not rest and checkpoint.newest(self.folder / "checkpoints") is None:
+            (self.folder / budget.FILE).unlink(missing_ok=True)
             self._folder.withdraw("checkpoints")
 
     def _finish(self, task: TaskType, result: dict[str, Any], warn: Callable[[str], None]) -> None:
@@ -227,6 +237,41 @@ class Run:
         remedy = f"the run is finished, and `selfdistill report {self.folder}` draws it again"
         with surviving(f"{self.folder / PAGE} was not drawn", remedy, warn):
             write_report(self.folder, TASK_TYPES)
+
+    def label_next(
+        self,
+        n: int = 50,
+        out: str | Path | None = None,
+        *,
+        strategy: str = "best",
+        max_error: float = label_next.MAX_ERROR,
+        raw_csv: bool = False,
+    ) -> dict[str, Any]:
+        """Propose which unlabelled rows a person should label, and which ones the model may label itself.
+
+        Args:
+            n: Rows for a person.
+            out: The file of decisions [decisions.csv in the run folder]. Decisions in it stay; open ones are renewed.
+            strategy: ``best``, ``margin`` or ``random``; see `evaluation.label_next`.
+            max_error: The error rate that is allowed for the labels that the model gives; 0 for none of them.
+            raw_csv: Leave cells as they are that a spreadsheet takes for formulas.
+
+        Returns:
+            The proposal, as ``--json`` prints it.
+
+        Raises:
+            CheckpointError: the run is not finished.
+            DataError: no row is unlabelled, the data have changed, or the file cannot be read or written.
+        """
+        path = Path(out) if out is not None else self.folder / decisions.FILE
+        writable(path, "--out")
+        label_next.check(n, strategy, max_error)
+        before = list(decisions.read_decisions(path, raw_csv).values()) if path.exists() else []
+        with trust.trust_code(self.trust_code):
+            committee = self.task.committee(self.folder, self.request)
+            made, summary = label_next.propose(committee, n, strategy, self.request.seed, max_error)
+        decisions.write_decisions(path, label_next.merge(before, made), raw_csv)
+        return {"run": str(self.folder), "file": str(path), "kept": sum(bool(d.decision) for d in before), **summary}
 
     def predict(self, source: str, exit_number: int | None = None) -> Predictions:
         """The final model's predictions for new data.

@@ -27,7 +27,7 @@ from ..methods.controls import plain
 from ..methods.registry import read_method
 from ..models import store
 from ..models.growth import GrownBuild, Padded, grown
-from ..training import reservoir
+from ..training import budget, reservoir
 from ..training.fit import fit
 from ..training.stream import (
     StreamTasks,
@@ -78,6 +78,7 @@ class StreamRun(NetworkRun):
         settings = {**self.settings, "audit": "off", "batch_size": min(self.settings["batch_size"], *map(len, tasks))}
         common: dict[str, Any] = {"resume": True, "device": self.request.device}
         begin, build, data = listeners.progress, self.build, self.data
+        budget.expect(3 if self.request.control else 1)
         trained = fit_stream(
             build,
             data,
@@ -91,28 +92,30 @@ class StreamRun(NetworkRun):
         )
         others = {}
         if self.request.control:
-            others["naive"] = fit_stream(
-                build,
-                data,
-                plain(),
-                tasks,
-                out=folder / "naive",
-                progress=begin(NAMES["naive"]),
-                warn=listeners.warn_of(NAMES["naive"]),
-                **common,
-                **settings,
-            )
+            with budget.following(alike=True):
+                others["naive"] = fit_stream(
+                    build,
+                    data,
+                    plain(),
+                    tasks,
+                    out=folder / "naive",
+                    progress=begin(NAMES["naive"]),
+                    warn=listeners.warn_of(NAMES["naive"]),
+                    **common,
+                    **settings,
+                )
             wide = {**settings, "steps": trained.steps, "batch_size": batch_size_for(data, plain())}
-            others["joint"] = fit(
-                build,
-                data,
-                plain(),
-                out=folder / "joint",
-                progress=begin(NAMES["joint"]),
-                warn=listeners.warn_of(NAMES["joint"]),
-                **common,
-                **wide,
-            )
+            with budget.following():
+                others["joint"] = fit(
+                    build,
+                    data,
+                    plain(),
+                    out=folder / "joint",
+                    progress=begin(NAMES["joint"]),
+                    warn=listeners.warn_of(NAMES["joint"]),
+                    **common,
+                    **wide,
+                )
         for training in (trained, *others.values()):
             training.model.cpu()
         result = self._result(folder, trained, None, False)
@@ -267,16 +270,18 @@ class UpdateRun(NetworkRun):
         common: dict[str, Any] = {"resume": True, "device": self.request.device}
         begin, build, data = listeners.progress, self.build, self.data
         settings = {**self.settings, "batch_size": min(self.settings["batch_size"], len(self.data.labelled))}
+        budget.expect(2 if self.request.control else 1)
         trained = fit_update(
             build, data, self.method, self.before, self.sample, out=folder, progress=begin(self.expression),
             warn=listeners.warn, **common, **settings,
         )  # fmt: skip
         models = {"before": self.before, "method": trained.model.cpu()}
         if self.request.control:
-            naive = fit_update(
-                build, data, plain(), self.before, {}, out=folder / "naive", progress=begin(NAMES["naive"]),
-                warn=listeners.warn_of(NAMES["naive"]), **common, **settings,
-            )  # fmt: skip
+            with budget.following(alike=True):
+                naive = fit_update(
+                    build, data, plain(), self.before, {}, out=folder / "naive", progress=begin(NAMES["naive"]),
+                    warn=listeners.warn_of(NAMES["naive"]), **common, **settings,
+                )  # fmt: skip
             models["naive"] = naive.model.cpu()
         result = self._result(folder, trained, None, False)
         result["update"] = self._scores(models)
@@ -372,6 +377,8 @@ def _new_data(request: Request, place: Path, target: str | None, card: Mapping[s
         request.data,
         target=request.target or (target if file else None),
         labels=request.labels,
+        decisions=request.decisions,
+        raw_csv=request.raw_csv,
         label_noise=request.label_noise,
         image_size=shape[-1] if card["kind"] == "image" and not fixed else None,
         seed=request.seed,

@@ -84,6 +84,15 @@ _ENSEMBLE = {
 }
 
 
+_TRIAL = {
+    **dict.fromkeys(("score", "gain", "passes", "seconds"), (float, None)),
+    "method": str,
+    "rows": int,
+    "steps": int,
+    "chosen": bool,
+}
+
+
 _RESULT = {
     "data": _DATA,
     "generations": [_GENERATION],
@@ -108,7 +117,9 @@ _RESULT = {
     "label_errors?": ({"source": str, "rows": int, "errors": int, "auroc?": float}, None),
     "ensemble?": _ENSEMBLE,
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
+    "auto?": ({"why": str, "tried": [_TRIAL]}, None),
     "trouble?": (str, None),
+    "budget?": {"bound": str, "seconds": float, "passes": float, "peak_mib": float, "cut": [str]},
     "control?": {
         "deployment": str,
         "frames": (str, None),
@@ -156,7 +167,7 @@ _LINE = {
 class Request:
     """Everything that decides a run; two runs with equal requests end bit for bit equal on one machine.
 
-    None leaves a choice to the data: the method (`curriculum` with unlabelled rows, `elr` without), the model (an MLP
+    None leaves a choice to the data: the method (`auto` of networks), the model (an MLP
     for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
@@ -165,6 +176,7 @@ class Request:
     must not be forgotten, the checker of rows that name none, whether rows beyond the model's context are left out, the
     rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
     what a frozen outside teacher says.
+    ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
     folders of these splits. ``tasks`` makes a stream of so many tasks of classes, or names the column with
@@ -176,6 +188,7 @@ class Request:
     ``net``, ``sees``, ``teacher``, ``episodes``, ``engine`` and ``deployment`` are for environments: sizes of hidden
     layers, the part of the observation that the teacher alone sees, a trained policy, the number of test episodes
     [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy].
+    ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``.
     """
 
     data: str = "digits"
@@ -225,6 +238,8 @@ class Request:
     episodes: Annotated[int, Range(2, limit=10**6)] | None = None
     engine: str | None = None
     deployment: str | None = None
+    decisions: str | None = None
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -257,6 +272,8 @@ class Request:
             "episodes",
             "engine",
             "deployment",
+            "decisions",
+            "budget",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         unsaid |= {name for name in ("memory", "leave_out", "verify") if getattr(self, name) is None}

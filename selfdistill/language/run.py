@@ -34,7 +34,7 @@ from ..methods.registry import read_method
 from ..models.causal_lm import Causal, Pretrained, of_model
 from ..models.hub import ENCODERS, causal
 from ..models.store import model_folder
-from ..training import threads
+from ..training import budget, threads
 from ..training.fit import Result, choose_device
 from ..training.task_type import Listeners
 from . import evaluation
@@ -97,6 +97,8 @@ def prepare(request: Request) -> LanguageRun:
     Raises:
         DataError: the prompts, the suite or the model; or an option that only networks have.
     """
+    if request.decisions is not None:
+        raise DataError(f"--labels {request.decisions} is a file of labels, and prompts have none; give a number")
     for name in (*_NETWORKS, "memory"):
         if getattr(request, name) not in (None, ()):
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
@@ -213,18 +215,22 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, A
         "suite": ready.suite, "max_tokens": ready.max_tokens, "device": request.device, "resume": True,
         "warn": listeners.warn,
     }  # fmt: skip
+    demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
+    beside = request.control and demonstrated and expression_name(ready.expression) != "sft"
+    budget.expect(2 if beside else 1)
     trained = fit(
         ready.build, ready.data, ready.method, out=folder, progress=listeners.progress(ready.expression), tell=tell,
         **options, **ready.settings,
     )  # fmt: skip
-    demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
     control = None
-    if request.control and demonstrated and expression_name(ready.expression) != "sft":
+    if beside:
         longer = {**ready.settings, "steps": trained.steps}
-        control = fit(
-            ready.build, ready.data, sft(), out=folder / "control", progress=listeners.progress("sft(), the baseline"),
-            hear=lambda line: tell(f"sft(), the baseline: {line}"), **options, **longer,
-        )  # fmt: skip
+        with budget.following():
+            control = fit(
+                ready.build, ready.data, sft(), out=folder / "control",
+                progress=listeners.progress("sft(), the baseline"),
+                hear=lambda line: tell(f"sft(), the baseline: {line}"), **options, **longer,
+            )  # fmt: skip
     evaluator = Evaluator(ready, choose_device(request.device), tell)
     result = _result(ready, folder, trained, control, evaluator)
     if distributed.rank() == 0:

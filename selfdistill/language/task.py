@@ -209,7 +209,7 @@ class LanguageDesign(ComparisonDesign):
     settings: ComparisonSettings
     ready: LanguageRun  # of the first seed and method
 
-    budget = "steps"
+    match = "steps"
 
     @staticmethod
     def judged(methods: Sequence[str]) -> tuple[str, ...]:
@@ -222,9 +222,9 @@ class LanguageDesign(ComparisonDesign):
     @staticmethod
     def shared(request: Request, settings: ComparisonSettings) -> Request:
         """The largest batch that one of the recipes advises; an adapter that one advises, all rows would need."""
-        if settings.budget == "trainings":
+        if settings.match == "trainings":
             raise DataError(
-                "--budget trainings is for learners on tables; for prompts give steps, passes or completions"
+                "--match trainings is for learners on tables; for prompts give steps, passes or completions"
             )
         advice = {name: dict(read_recipe(name).advice) for name in settings.methods}
         for name, given in advice.items():
@@ -255,14 +255,14 @@ class LanguageDesign(ComparisonDesign):
     def check(self) -> None:
         """What a method lacks on some seed, and what cannot be matched."""
         recipes = {name: read_recipe(name) for name in self.settings.methods}
-        drawn = self.settings.budget == "completions"
+        drawn = self.settings.match == "completions"
         for name, method in recipes.items():
             check_method(method)
             if drawn and isinstance(method.source, OncePerGeneration):
-                raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --budget "
+                raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --match "
                                   "completions cannot match it; give steps or passes")  # fmt: skip
         if drawn and not any(method.sampling for method in recipes.values()):
-            raise RecipeError("no method draws completions that --budget completions could match; give steps or passes")
+            raise RecipeError("no method draws completions that --match completions could match; give steps or passes")
         for data in self._every_seed:
             _require_scores(data)
             for name, method in recipes.items():

@@ -10,13 +10,16 @@ from functools import cache
 from pathlib import Path
 
 from ..core.objective import Method
+from ..errors import RecipeError
 from ..io import expressions
-from ..io.expressions import checked
+from ..io.expressions import checked, expression_name
 
 Recipe = Callable[..., Method]
 
+AUTO = "auto"  # the recipe that chooses among others, of every task type
+
 #: modules of this folder that hold no recipe
-SUPPORT = frozenset({"cards", "registry", "validate"})
+SUPPORT = frozenset({"cards", "prior", "registry", "validate"})
 
 
 _checked = cache(checked)  # a recipe is one function, however often it is looked up
@@ -45,7 +48,16 @@ def recipes() -> dict[str, Recipe]:
     return dict(sorted(by_name.items()))
 
 
-def read_method(expression: str, available: Mapping[str, Recipe] | None = None) -> Method:
+def is_auto(expression: str | None) -> bool:
+    """Whether an expression is a call of ``auto``.
+
+    >>> is_auto("auto(most=3)"), is_auto("elr()"), is_auto(None)
+    (True, False, False)
+    """
+    return expression is not None and expression_name(expression) == AUTO
+
+
+def read_method(expression: str, available: Mapping[str, Callable[..., object]] | None = None) -> Method:
     """Read a recipe's expression, such as ``ps_kd(alpha=0.8)``, without evaluating code.
 
     Args:
@@ -62,6 +74,8 @@ def read_method(expression: str, available: Mapping[str, Recipe] | None = None) 
     True
     """
     available = recipes() if available is None else available
+    if is_auto(expression) and AUTO not in available:
+        raise RecipeError(f"{AUTO}() trains several recipes and chooses one of them; name one recipe here")
     method = expressions.parse_expression(expression, available)
     assert isinstance(method, Method)
     return method

@@ -10,6 +10,7 @@ from ..training.task_type import TaskTypes
 from .figures import Series, bars, curves, forest, reliability
 from .layout import code, figure, page, paragraph, section, table
 from .run_page import data, equation, typed
+from .summary import budget_lines
 
 LEARNING = (
     "plain",
@@ -176,7 +177,8 @@ def _cost(result: dict[str, Any]) -> list[str]:
             words += f"; reaches plain's final audit score after {row['steps_to_plain']:,} steps"
         costs.append((row["name"], row["passes"]["total"], words))
     amount = f"The budget is {result['budget']['amount']:,.0f} {result['budget']['kind']} a seed; figures are means."
-    return [figure(bars(costs, result["budget"]["unit"]), amount)]
+    bounds = [paragraph(line.removeprefix("- ")) for line in budget_lines({"budget": result.get("bound")})]
+    return [figure(bars(costs, result["budget"]["unit"]), amount), *bounds]
 
 
 def _peers(methods: list[dict[str, Any]]) -> list[str]:

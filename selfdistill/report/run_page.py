@@ -15,7 +15,7 @@ from ..training.drift import Drift, accumulated, alarm, describe, expected, repl
 from ..training.task_type import GenerationCurve, TaskType
 from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
 from .layout import code, figure, page, paragraph, picture, section, table
-from .summary import sentence, together
+from .summary import budget_lines, sentence, together, trials
 from .summary import table as summary_table
 
 SHOWN = 12  # suspected label errors on a page
@@ -79,7 +79,7 @@ def render(folder: Path, task: TaskType) -> str:
     control_name = f"{task.control}, the baseline"
     method = record["method"]
     parts = [_verdict(record, folder, task)]
-    further = task.tables(result) if result else ()
+    further = [*filter(None, [trials(result)]), *task.tables(result)] if result else []
     names, lines_of = summary_table(result, task) if result else ([], [])
     if names:
         place = f"on the test {'split' if task.unit == 'rows' else task.unit}"
@@ -100,7 +100,11 @@ def render(folder: Path, task: TaskType) -> str:
         section("Calibration", _calibration(result)),
         section("Predictions", _predicted(result)),
         section("Vitals", *vitals(lines)),
-        section("Cost", *_cost(result, control_name, task)),
+        section(
+            "Cost",
+            *_cost(result, control_name, task),
+            *(paragraph(line.removeprefix("- ")) for line in budget_lines(result or {})),
+        ),
         section("The method", *equation(method, task)),
         section("Data", *data(record["data"])),
         section("How it was made", code(typed(record["command"])), *_provenance(record)),

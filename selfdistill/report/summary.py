@@ -7,7 +7,8 @@ from typing import Any
 
 from ..data.copies import notices
 from ..io.display import markdown
-from ..training.task_type import Rows, TaskType
+from ..training.shortlist import WORDS
+from ..training.task_type import FigureTable, Rows, TaskType
 
 #: The metrics that are shown, by task, and their names.
 COLUMNS = {
@@ -94,7 +95,7 @@ def _cell(name: str, value: float | None) -> str:
 def sentence(result: dict[str, Any], task: TaskType) -> str:
     """The outcome of one run as a sentence, which says that one seed is an anecdote."""
     if verdict := task.verdict(result):
-        return verdict
+        return _choice(result) + verdict
     if not COLUMNS[result["data"]["task"]]:
         return (
             f"No row of {result['data']['name']} has a label, so nothing was scored or validated, and the last weights "
@@ -106,7 +107,8 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
         f" A nearest-neighbour classifier on features scores {100 * nearest:.1f} %." if nearest is not None else ""
     )
     if not plain or plain["from"] == "method":
-        return f"{metric[0].upper()}{metric[1:]} on the test split: {cells(result['test'])[0]}.{nearest}"
+        score = f"{metric[0].upper()}{metric[1:]} on the test split: {cells(result['test'])[0]}.{nearest}"
+        return _choice(result) + score
     plain_chosen = result.get("chosen") == "plain"
     metrics = result["generations"][result["final_generation"]]["test"] if plain_chosen else result["test"]
     gains = [_gain(metrics, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
@@ -118,7 +120,7 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
         subject = "A linear probe on self-supervised features"
     early = f", {gains[1].removesuffix(' points')} against the baseline with early stopping" if len(gains) > 1 else ""
     equal = " at equal steps" if task.equal_steps else ""
-    return (
+    return _choice(result) + (
         f"{subject} against {task.baseline(result)}: {gains[0]}{equal}{early}.{nearest}{final} One seed "
         "proves little; repeat with other --seed values, or use `selfdistill compare`."
     )
@@ -166,12 +168,28 @@ def _facts(result: dict[str, Any], record: dict[str, Any], task: TaskType, time:
         _prose(sentence(result, task)),
         "",
         *_tested(result, task),
+        *_tried(result),
         *(f"- {markdown(line)}" for line in notices(data["name"], data)),
         f"- data: {name} ({task.data_line(data)})",
-        *map(_prose, [*task.size(result, record, time), *together(result)]),
+        *map(_prose, [*task.size(result, record, time), *together(result), *budget_lines(result)]),
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",
     ]
+
+
+def budget_lines(result: dict[str, Any]) -> list[str]:
+    """The bounds of a run, what it spent, and what they cut, a line each; none without a budget.
+
+    >>> spent = {"bound": "10min", "seconds": 61.5, "passes": 20000.0, "peak_mib": 410.0, "cut": ["3 steps"]}
+    >>> budget_lines({"budget": spent})
+    ['- budget 10min: 61.5 s, 20,000 passes and at most 410 MiB were spent', '- cut by the budget: 3 steps']
+    """
+    budget = result.get("budget")
+    if not budget:
+        return []
+    spent = f"{budget['seconds']:,.1f} s, {budget['passes']:,.0f} passes and at most {budget['peak_mib']:,.0f} MiB"
+    cut = [f"- cut by the budget: {line}" for line in budget["cut"]] or ["- the budget cut nothing"]
+    return [f"- budget {budget['bound']}: {spent} were spent", *cut]
 
 
 def _prose(line: str) -> str:
@@ -186,6 +204,47 @@ def _tested(result: dict[str, Any], task: TaskType) -> list[str]:
         return []
     head = [f"| on the test split | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     return [*head, *(f"| {markdown(name)} | {' | '.join(figures)} |" for name, figures in lines), ""]
+
+
+def trials(result: dict[str, Any]) -> FigureTable | None:
+    """The candidates of ``auto()`` with their validation scores and costs; None where nothing was chosen so."""
+    auto = result.get("auto")
+    if not auto:
+        return None
+    share = auto["measure"] == "accuracy"
+    rows = [
+        [
+            f"{trial['method']}{', chosen' if trial['chosen'] else ''}",
+            _cell("accuracy" if share else auto["measure"], trial["score"]),
+            "-" if trial["gain"] is None else f"{100 * trial['gain']:+.1f}" if share else f"{trial['gain']:+.4g}",
+            str(trial["rows"]),
+            *((f"{trial['passes']:,.0f}", f"{trial['seconds']:.1f}") if trial["steps"] else ("-", "-")),
+        ]
+        for trial in auto["tried"]
+    ]
+    head = ("candidate", f"validation {WORDS[auto['measure']]}", "against the first", "rows", "passes", "seconds")
+    notes = [f"{auto['why']}.", *(f"Not tried: {line}." for line in auto["left_out"])]
+    return FigureTable("Candidates of auto()", head, rows, " ".join(notes)[:1].upper() + " ".join(notes)[1:])
+
+
+def _choice(result: dict[str, Any]) -> str:
+    """The outcome of ``auto()`` as a sentence before the others; empty for other methods."""
+    auto = result.get("auto")
+    if not auto:
+        return ""
+    count, first = len(auto["tried"]), auto["tried"][0]
+    if first["chosen"]:
+        return f"auto(): nothing helps. {first['method']} is the final model: {auto['why']} (of {count}). "
+    return f"auto() chose {result['method']} of {count} candidates: {auto['why']}. "
+
+
+def _tried(result: dict[str, Any]) -> list[str]:
+    """The candidates of ``auto()`` as Markdown."""
+    table = trials(result)
+    if table is None:
+        return []
+    lines = [f"| {' | '.join(table.head)} |", "|---" * len(table.head) + "|"]
+    return [*lines, *(f"| {' | '.join(map(_prose, row))} |" for row in table.rows), "", _prose(table.caption), ""]
 
 
 def together(result: dict[str, Any]) -> list[str]:

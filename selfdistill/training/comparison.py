@@ -58,7 +58,24 @@ def curve(result: Result) -> list[dict[str, float]]:
     return points
 
 
-BUDGETS = ("passes", "steps", "seconds", "completions", "trainings")  # the last two of language models, of learners
+MATCHES = ("passes", "steps", "seconds", "completions", "trainings")  # the last two of language models, of learners
+
+
+def split_match(match: str | None, budget: str | None) -> tuple[str | None, str | None]:
+    """What is matched, and the bounds: a budget once named what is matched, and its words still do.
+
+    Raises:
+        DataError: two quantities are to be matched.
+
+    >>> split_match(None, "steps|10min"), split_match("passes", "4GiB")
+    (('steps', '10min'), ('passes', '4GiB'))
+    """
+    parts = [part for part in re.split(r"[|,]", budget or "") if part]
+    words = dict.fromkeys([*([match] if match else []), *(part.strip() for part in parts if part.strip() in MATCHES)])
+    if len(words) > 1:
+        raise DataError(f"--match is one of {', '.join(words)}; give one of them")
+    bounds = "|".join(part for part in parts if part.strip() not in MATCHES)
+    return next(iter(words), None), bounds or None
 
 
 CLOSE = 0.03  # a method within 3 % of the budget keeps its steps
@@ -90,20 +107,20 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """The settings of a comparison: methods, seeds and budget."""
+    """The settings of a comparison: methods, seeds, and the quantity that is matched."""
 
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    budget: str = "passes"
+    match: str = "passes"
     level: float = 0.05
 
 
-def cost(record: Mapping[str, Any], seconds: float, budget: str) -> float:
-    """The cost of a training, in the unit of the budget."""
+def cost(record: Mapping[str, Any], seconds: float, match: str) -> float:
+    """The cost of a training, in the unit that is matched."""
     (row,) = record["rows"].values()
     total = float(row["passes"]["total"])
     costs = {"passes": total, "trainings": total, "steps": float(row["steps"]), "seconds": seconds}
-    return float(row["drawn"]) if budget == "completions" else costs[budget]
+    return float(row["drawn"]) if match == "completions" else costs[match]
 
 
 def matching_steps(steps: int, used: float, amount: float) -> int:
@@ -124,7 +141,7 @@ def check(settings: ComparisonSettings) -> None:
     """Refuse settings that allow no comparison.
 
     Raises:
-        DataError: no method, the same one twice, a budget of no known kind, seeds given twice, or fewer than three.
+        DataError: no method, the same one twice, an unknown quantity to match, seeds given twice, or fewer than three.
     """
     if not settings.methods:
         raise DataError("a comparison needs at least one of --methods, such as 'born_again()'")
@@ -135,8 +152,8 @@ def check(settings: ComparisonSettings) -> None:
         raise DataError(
             f"{len(set(settings.seeds))} different seeds allow no verdict; give --seeds 3 or more (10 is better)"
         )
-    if settings.budget not in BUDGETS:
-        raise DataError(f"--budget is {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}, not {settings.budget!r}")
+    if settings.match not in MATCHES:
+        raise DataError(f"--match is {', '.join(MATCHES[:-1])} or {MATCHES[-1]}, not {settings.match!r}")
     if not 0 < settings.level < 1:
         raise DataError(f"--level lies between 0 and 1, not {settings.level}; 0.05 is usual")
 
@@ -147,8 +164,8 @@ def refuse_completions(settings: ComparisonSettings) -> None:
     Raises:
         DataError: it is one.
     """
-    if settings.budget == "completions":
-        raise DataError("--budget completions is for prompts; give passes, steps or seconds")
+    if settings.match == "completions":
+        raise DataError("--match completions is for prompts; give passes, steps or seconds")
 
 
 def ignore(line: str) -> None:
@@ -172,16 +189,16 @@ class ComparisonDesign(Protocol):
     here holds unless a design says otherwise.
     """
 
-    budget: str = "passes"  # what is matched where nothing else is asked for
+    match: str = "passes"  # what is matched where nothing else is asked for
 
     @classmethod
-    def matched_budget(cls, budget: str | None) -> str:
-        """The matched quantity: the requested budget, or the default.
+    def matched(cls, match: str | None) -> str:
+        """The matched quantity: the requested one, or the default.
 
         Raises:
-            DataError: the budget is of another task type.
+            DataError: it is of another task type.
         """
-        return budget or cls.budget
+        return match or cls.match
 
     @staticmethod
     def judged(methods: Sequence[str]) -> tuple[str, ...]:
@@ -198,7 +215,7 @@ class ComparisonDesign(Protocol):
         """The request with the settings that all rows share.
 
         Raises:
-            DataError: the budget is of another task type, or the rows would not share what they must.
+            DataError: what is matched is of another task type, or the rows would not share what they must.
         """
         refuse_completions(settings)
         return request
@@ -230,6 +247,10 @@ class ComparisonDesign(Protocol):
 
     def pilots(self, control: bool) -> list[Job]:
         """The first seed's trainings at the requested steps, whose costs decide the budget."""
+
+    def trainings(self, job: Job) -> int:
+        """The cost of a job, in trainings of the most expensive method; a bound from above."""
+        return 1
 
     def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
         """The budget, and the first seed's jobs; ``costs`` are those of the pilots by name."""

@@ -28,6 +28,7 @@ from ..evaluation.audit import Audit, Decision
 from ..evaluation.predict import losses as row_losses
 from ..methods.controls import plain
 from ..methods.validate import check_method
+from . import budget
 from .fit import Result, fit
 from .settings import Settings
 
@@ -143,14 +144,16 @@ def crossfit(
         positions, name = torch.nonzero(fold == k).squeeze(1).tolist(), f"fold {k + 1} of {folds}"
         options = {**settings, "audit": "off", "resume": True, "device": device, "warn": warn}
         result = fit(build, remainder, method, out=out / str(k), progress=make(name), **options)
-        for row, t in zip(losses, result.generations, strict=True):
+        losses = losses[: len(result.generations)]  # a budget may end a fold before its last generation
+        for row, t in zip(losses, result.generations, strict=False):
             _scatter(row, positions, _held_out_losses(result, t.weights, remainder, audit.measure))
         results.append(result)
         if control:
             options["steps"] = result.steps
-            control_result = fit(
-                build, remainder, plain(), out=out / f"{k}-plain", progress=make(f"{name}, plain"), **options
-            )
+            with budget.following():
+                control_result = fit(
+                    build, remainder, plain(), out=out / f"{k}-plain", progress=make(f"{name}, plain"), **options
+                )
             _scatter(
                 plain_losses,
                 positions,

@@ -24,6 +24,7 @@ from ..data.dataset import Data, sealed
 from ..errors import CheckpointError, DataError
 from ..io.expressions import one_line
 from ..methods.validate import check_method
+from . import budget
 from .settings import Settings
 from .state import GenerationResult
 from .supervised import DryRun, NetworkTask
@@ -224,6 +225,33 @@ def try_batch(
     trainer = Trainer(task, method, Settings(**settings), device=choose_device(device))
     trainer.begin(0)
     DryRun(task).before_training(trainer.state)
+
+
+def step_cost(
+    meter: budget.Meter,
+    build: Callable[..., nn.Module],
+    data: Data,
+    method: Method,
+    device: torch.device | str | None = None,
+    **settings: Any,
+) -> budget.Cost:
+    """The cost of a step of a training, its share of an evaluation included, from a few steps that are discarded.
+
+    Args:
+        meter: of the run.
+        build, data, method, device: as of `fit`.
+        settings: fields of `Settings`.
+
+    Returns:
+        The cost.
+    """
+    method = for_task(method, data.task)
+    trainer = Trainer(NetworkTask(build, sealed(data), method), method, Settings(**settings),
+                      device=choose_device(device), warn=lambda line: None)  # fmt: skip
+    trainer.begin(0)
+    until = budget.Cost(*(spent + left for spent, left in zip(meter.spent, meter.left(), strict=True)))
+    step, evaluation = trainer.measure(budget.Allowance(meter, "baseline", "", until, budget.Cost()))
+    return step._replace(seconds=step.seconds + evaluation / trainer.state.clock.per_epoch)
 
 
 def drive(trainer: Trainer, resume: bool, progress: Progress | None = None) -> Result:

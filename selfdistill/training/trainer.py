@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,8 +36,9 @@ from ..errors import NotFiniteError
 from ..evaluation.audit import Decision
 from ..io import checkpoint
 from ..io.tensors import digest
+from ..methods.cards import cost
 from ..teachers.cached import set_cache
-from . import checkpointing
+from . import budget, checkpointing
 from .callbacks import BestWeights, Rollback, VitalsCallback
 from .settings import Settings
 from .state import (
@@ -86,6 +88,7 @@ class Trainer:
         audit = settings.make_audit(method.generations, task.problem)
         self.task = task
         self.state = RunState(method, settings, audit, torch.device(device), folder, warn, tell)
+        self.allowance: budget.Allowance | None = None
         self.callbacks = [BestWeights(), Rollback(task), VitalsCallback(), *task.callbacks(), *callbacks]
         self._after_step = [c for c in self.callbacks if type(c).on_step_end is not Callback.on_step_end]
 
@@ -105,7 +108,7 @@ class Trainer:
         inherit_pseudo_labels(state.generations[accepted[-1]].pseudo_labels if accepted else {}, state.objective)
         state.objective.clock = TrainingClock(generation, method.generations)
         self._evaluate_baseline()
-        per_epoch, steps = self.task.begin(state), state.settings.steps
+        per_epoch, steps = self.task.begin(state), self._steps(generation)
         epochs = -(-steps // per_epoch) if steps else state.settings.epochs
         state.objective.clock = TrainingClock(generation, method.generations, 0, epochs, 0, per_epoch, steps or 0)
         state.forward = self.task.wrap(state)
@@ -323,44 +326,131 @@ class Trainer:
         Raises:
             Stopped: ``stop`` was set.
         """
-        state = self.state
+        state, meter = self.state, budget.active()
+        self.allowance = None if meter is None else meter.allowance(state.folder, state.method)
         if not (resume and checkpointing.restore(state, self.task, self.begin)):
             self.begin(0)
             checkpointing.check_space(state)
             for callback in self.callbacks:
                 callback.before_training(state)
+            self._fit_into_budget()
         while self._train_generation(stop, progress):
             self.begin(state.clock.generation + 1)
+            if not self._fit_into_budget():
+                break
             checkpointing.save(state, self.task)
+        if self.allowance is not None:
+            self.allowance.spend(state.passes.cost())
+
+    def _steps(self, generation: int) -> int | None:
+        """The steps of a generation: those that fit into the budget, or those that were asked for."""
+        planned = self.allowance and self.allowance.planned(generation)
+        return planned if planned else self.state.settings.steps
+
+    def _last(self, generation: int) -> bool:
+        """Whether the budget ends the training with this generation."""
+        return self.allowance is not None and self.allowance.planned(generation + 1) == 0
+
+    def _fit_into_budget(self) -> bool:
+        """Measure the first steps of the generation that has begun, and begin it again with as many steps as fit.
+
+        Returns:
+            Whether the generation is worth its cost.
+
+        Raises:
+            DataError: memory, time or passes do not allow a step.
+        """
+        state, allowance = self.state, self.allowance
+        if allowance is None:
+            return True
+        generation, clock = state.clock.generation, state.clock
+        planned = allowance.planned(generation)
+        if allowance.meter.follows or planned is not None:
+            return planned != 0
+        weights = sum(p.nbytes for p in state.model.parameters() if p.requires_grad)
+        allowance.meter.check_memory("the training with its optimizer", 0.0 if generation else 4.0 * weights)
+        step, evaluation = self.measure(allowance)
+        allowance.meter.check_memory("a step of the training")
+        per_epoch = step.seconds + evaluation / clock.per_epoch
+        plain = 3.0 * state.settings.batch_size  # the first generation has no teacher, or nothing to replay, as yet
+        later = 1.0 if generation or not step.passes else max(1.0, cost(state.method)["of_plain"] * plain / step.passes)
+        steps = allowance.plan(
+            generation,
+            state.method.generations,
+            step._replace(seconds=per_epoch),
+            clock.length,
+            1 if self.task.every_generation else clock.per_epoch,
+            2.0 * evaluation,
+            later,
+        )
+        if self.task.every_generation and not steps:
+            steps = 1
+        if steps < clock.length:
+            allowance.cut(generation, steps, clock.length, "no more fit" if steps else "no further one fits")
+        if steps:
+            self.begin(generation)
+        return bool(steps)
+
+    def measure(self, allowance: budget.Allowance) -> tuple[budget.Cost, float]:
+        """The cost of a step, and the seconds of an evaluation, from the first steps of the generation that has begun.
+
+        The weights have moved afterwards, so the generation is to begin again.
+        """
+        state, callbacks, clock = self.state, self._after_step, self.state.clock
+        passes, steps = state.passes, state.steps_done
+        self._after_step = []
+        costs = list[budget.Cost]()
+        generations = clock.generations - clock.generation
+        while not costs or allowance.goes_on(costs, min(budget.FIRST_STEPS, clock.length), generations):
+            before, at = state.passes.cost(), time.monotonic()
+            self.step()
+            costs.append(budget.Cost(time.monotonic() - at, state.passes.cost() - before))
+        at = time.monotonic()
+        if self.task.audit_rows and math.isfinite(allowance.until.seconds):
+            self.task.evaluate(state)
+        evaluation = time.monotonic() - at
+        allowance.spend(state.passes.cost() - passes.cost(), f", first steps of generation {clock.generation}")
+        state.passes, state.steps_done, self._after_step = passes, steps, callbacks
+        seconds = statistics.median(cost.seconds for cost in costs[1:] or costs)  # the first one is slower
+        return budget.Cost(seconds, max(cost.passes for cost in costs)), evaluation
 
     def _train_generation(self, stop: threading.Event, progress: Progress | None) -> bool:
         """Train and audit the generation under way; whether another one follows."""
         state, progress_at = self.state, 0.0
         while state.clock.step < state.clock.length:
-            clock = state.clock
+            clock, before = state.clock, state.passes.cost()
             loss = self.step()
             if state.epoch_ended:
                 self.end_epoch(clock)
             if progress and (time.monotonic() - progress_at > 0.2 or state.epoch_ended):
                 progress_at = time.monotonic()
                 progress(clock, {"loss": loss, **state.figures()})
-            stopping, due = _agree(stop.is_set(), state.checkpoint_due, state.device)
+            over = self.allowance and self.allowance.over(
+                state.passes.cost(), state.steps_done, state.passes.cost() - before
+            )
+            stopping, due, ending = _agree(stop.is_set(), state.checkpoint_due, bool(over), state.device)
             if stopping or due:
                 checkpointing.save(state, self.task)
             if stopping:
                 raise Stopped(f"stopped after step {clock.step + 1} of generation {clock.generation}")
+            if ending and self.allowance and state.clock.step < state.clock.length:
+                if not state.epoch_ended:
+                    self.end_epoch(clock)
+                reason, last = over or "another process ends", not self.task.every_generation
+                self.allowance.cut(clock.generation, clock.step + 1, clock.length, reason, last)
+                state.objective.clock = replace(state.clock, steps=clock.step + 1)  # a resumed run ends here too
         checkpointing.save(state, self.task)
         self.end_generation()
-        if state.clock.generation + 1 >= state.method.generations:
+        if state.clock.generation + 1 >= state.method.generations or self._last(state.clock.generation):
             return False
         if state.exhausted:
             state.report(f"ended after generation {state.clock.generation}: the audit sees no further gain")
         return not state.exhausted
 
 
-def _agree(stop: bool, due: bool, device: torch.device) -> tuple[bool, bool]:
-    """The decision of all processes to stop or save, if any of them is due: both are collective."""
+def _agree(stop: bool, due: bool, over: bool, device: torch.device) -> tuple[bool, bool, bool]:
+    """The decision of all processes to stop, to save or to end, if any of them is due: all are collective."""
     if distributed.size() == 1:
-        return stop, due
-    wishes: Tensor = distributed.add(torch.tensor([float(stop), float(due)], device=device))
-    return bool(wishes[0]), bool(wishes[1])
+        return stop, due, over
+    wishes: Tensor = distributed.add(torch.tensor([float(stop), float(due), float(over)], device=device))
+    return bool(wishes[0]), bool(wishes[1]), bool(wishes[2])

@@ -22,6 +22,7 @@ from selfdistill.methods import recipes
 from tests.terminal import MODELS, child, contents, invoke, passed, refused, report, write_images, write_tables
 
 TINY = ("--steps", 3)
+ELR = ("--method", "elr()", *TINY)
 PLAIN = ("--method", "plain()", *TINY)
 
 
@@ -35,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_prints_a_table_on_stdout_and_progress_on_stderr() -> None:
-    result = passed("run", "digits", *TINY)
+    result = passed("run", "digits", *ELR)
     for words in (
         "digits, test split (500 rows",
         "accuracy",
@@ -47,7 +48,7 @@ def test_a_run_prints_a_table_on_stdout_and_progress_on_stderr() -> None:
     ):
         assert words in result.stdout
     assert "One seed proves little" in " ".join(result.stdout.split())
-    assert "runs/digits-default-0-" in result.stdout.splitlines()[-1]
+    assert "runs/digits-elr-0-" in result.stdout.splitlines()[-1]
     assert result.stderr.startswith("elr(): epoch 1/1  step 1/3  loss ")
     assert "plain(), the baseline: " in result.stderr
 
@@ -60,7 +61,7 @@ def test_without_data_it_says_which_are_taken() -> None:
 
 
 def test_quiet_says_nothing_on_stderr() -> None:
-    assert passed("run", "digits", *TINY, "--quiet").stderr == ""
+    assert passed("run", "digits", *ELR, "--quiet").stderr == ""
 
 
 def test_json_is_one_object_last_on_stdout_and_nothing_else_is_there() -> None:
@@ -75,12 +76,12 @@ def test_json_is_one_object_last_on_stdout_and_nothing_else_is_there() -> None:
 
 
 def test_the_same_command_again_prints_the_result_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = report("run", "digits", *TINY)
+    first = report("run", "digits", *ELR)
     before = contents(Path("runs"))
     train = "selfdistill.experiments.network_run.fit"
     monkeypatch.setattr(train, lambda *args, **options: pytest.fail("it trained again"))
-    assert report("run", "digits", *TINY) == first
-    again = passed("run", "digits", *TINY)
+    assert report("run", "digits", *ELR) == first
+    again = passed("run", "digits", *ELR)
     assert "is finished: nothing is trained" in again.stderr
     assert "elr()" in again.stdout
     assert report("resume", first["run"]) == first
@@ -149,8 +150,8 @@ def test_tables_train_and_predict_by_column(name: str, here: Path) -> None:
 
 def test_rows_without_a_target_teach_unlabelled_and_choose_the_method(here: Path) -> None:
     write_tables(here)
-    found = report("run", "half.csv", "--target", "outcome", "--model", "mlp", "--steps", 1, "--no-control")
-    assert found["method"] == "curriculum()"
+    found = report("run", "half.csv", "--target", "outcome", "--model", "mlp", "--steps", 1)
+    assert "curriculum()" in [trial["method"] for trial in found["auto"]["tried"]]
     assert found["data"]["rows"]["unlabelled"] == 30
     more = report("run", "t.csv", "--target", "outcome", "--unlabelled", "more.csv", "--method", "fixmatch()", *TINY)
     rows = more["data"]["rows"]
@@ -227,7 +228,7 @@ def test_predictions_go_to_a_file_or_a_pipe() -> None:
 
 def test_methods_lists_every_recipe_for_people_and_for_programs() -> None:
     cards = json.loads(passed("methods", "--json").stdout)
-    assert [card["name"] for card in cards if card["for"] == "networks"] == list(recipes())
+    assert [card["name"] for card in cards if card["for"] == "networks"] == [*recipes(), "auto"]
     assert [card["name"] for card in cards if card["for"] == "learners"] == [
         n for n in estimator_recipes() if n not in recipes()
     ]
@@ -385,7 +386,7 @@ def test_a_run_that_is_stopped_between_trainings_says_how_to_go_on(monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(NetworkRun, "_result", stopped)
-        result = invoke("run", "digits", *TINY, "--out", "r", "--quiet")
+        result = invoke("run", "digits", *ELR, "--out", "r", "--quiet")
     assert result.exit_code == 130
     assert result.stderr == "selfdistill: stopped; resume by `selfdistill resume r`\n"
     assert report("resume", "r")["test"]["accuracy"] >= 0

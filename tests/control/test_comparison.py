@@ -67,7 +67,7 @@ def test_a_job_is_trained_and_scored(teacher: str, tmp_path: Path) -> None:
 
 def test_other_budgets_and_controls_among_the_methods_are_refused() -> None:
     request = Request("gym:CartPole-v1", steps=STEPS)
-    with pytest.raises(DataError, match="--budget of policies is steps"):
+    with pytest.raises(DataError, match="--match of policies is steps"):
         PolicyDesign.shared(request, ComparisonSettings(("self_imitation()",), (0, 1, 2), "passes"))
     with pytest.raises(RecipeError, match=r"restarted\(\) is a control"):
         PolicyDesign.shared(request, ComparisonSettings(("restarted()",), (0, 1, 2), "steps"))

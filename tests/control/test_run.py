@@ -102,7 +102,7 @@ def test_the_vitals_of_a_policy(finished: Path) -> None:
         (["run", "digits", "--net", "8,8"], "--net has a meaning for environments (gym:ID) alone"),
         (["run", "digits", "--sampled"], "--sampled has a meaning for environments (gym:ID) alone"),
         (["run", "digits", "--episodes", "8"], "--episodes has a meaning for environments (gym:ID) alone"),
-        (["compare", "gym:CartPole-v1", "--budget", "passes", "--seeds", "3"], "--budget of policies is steps"),
+        (["compare", "gym:CartPole-v1", "--budget", "passes", "--seeds", "3"], "--match of policies is steps"),
     ],
 )
 def test_what_means_nothing_is_refused_before_training(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -296,3 +296,19 @@ def test_nothing_of_gymnasium_is_imported_before_it_is_needed() -> None:
         "assert not {'gymnasium', 'stable_baselines3'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_a_budget_takes_steps_of_the_environment_and_holds(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    result = call(
+        "run", "gym:CartPole-v1", "--steps", 9000, "--episodes", 2, "--net", "8,8", "--budget", "150000passes",
+        "--out", out, "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "run.json").read_text())["result"]
+    assert found["steps"] < 9000
+    assert found["budget"]["passes"] <= 150000
+    assert f"cut by the budget: {found['steps']:,} steps of the environment in place of 9,000" in result.output
+    refused = call("run", "gym:CartPole-v1", "--budget", "100passes", "--out", tmp_path / "n")
+    assert refused.exit_code == 2
+    assert "no room for a rollout" in refused.output

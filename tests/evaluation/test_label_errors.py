@@ -87,7 +87,20 @@ def test_scores_by_hand() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("label_errors") / "run"
-    passed("run", "digits", "--label-noise", NOISE, "--steps", 60, "--no-control", "--quiet", "--out", folder)
+    passed(
+        "run",
+        "digits",
+        "--label-noise",
+        NOISE,
+        "--steps",
+        60,
+        "--method",
+        "elr()",
+        "--no-control",
+        "--quiet",
+        "--out",
+        folder,
+    )
     return folder
 
 

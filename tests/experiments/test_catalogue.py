@@ -15,6 +15,7 @@ from selfdistill.experiments import catalogue
 from selfdistill.experiments.catalogue import cards, live_cards, markdown
 from selfdistill.language.recipes import RECIPES
 from selfdistill.methods import recipes
+from selfdistill.methods.registry import AUTO
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
@@ -51,7 +52,7 @@ def test_a_recipe_that_the_shipped_catalogue_lacks_is_read_from_the_code(
 
 def test_the_page_has_every_recipe_once() -> None:
     names = [part.splitlines()[0] for part in PAGE.read_text().split("\n### ")[1:]]
-    assert sorted(names) == sorted({*recipes(), *estimator_recipes(), *RECIPES, *policies.RECIPES})
+    assert sorted(names) == sorted({AUTO, *recipes(), *estimator_recipes(), *RECIPES, *policies.RECIPES})
 
 
 @pytest.mark.parametrize(

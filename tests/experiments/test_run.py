@@ -139,13 +139,13 @@ def test_the_data_choose_method_model_batch_and_length(here: Path) -> None:
     write_tables(here)
     write_images(here / "pets", each=20)
     digits = prepare(Request())
-    assert (digits.expression, str(digits.build)) == ("elr()", "mlp")
+    assert (digits.expression, str(digits.build)) == ("auto()", "mlp")
     assert digits.settings["batch_size"] == 64
     assert digits.settings["epochs"] == 100  # 2,000 steps would be 112 epochs of 18
     few = prepare(Request(labels=100))
-    assert (few.expression, few.settings["epochs"]) == ("curriculum()", 100)
+    assert (few.expression, few.settings["epochs"]) == ("auto()", 100)
     table = prepare(Request(data="half.csv", target="outcome"))
-    assert (table.expression, str(table.build)) == ("curriculum()", "mlp")
+    assert (table.expression, str(table.build)) == ("auto()", "mlp")
     assert table.settings["batch_size"] == 64
     pets = prepare(Request(data="pets", method="plain()"))
     assert str(pets.build) == "cnn"

@@ -275,7 +275,7 @@ def test_an_adapter_that_one_recipe_advises_is_asked_for_and_other_budgets_are_o
     line = refused("compare", data, "--methods", "opsd()", "--seeds", 3, "--out", tmp_path / "x")
     assert "opsd() advises an adapter of rank 64" in line
     line = refused("compare", "digits", "--methods", "elr()", "--seeds", 3, "--budget", "completions")
-    assert "--budget completions is for prompts" in line
+    assert "--match completions is for prompts" in line
 
 
 # ---- from records alone --------------------------------------------------------------------------------------------

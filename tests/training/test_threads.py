@@ -68,7 +68,7 @@ def test_one_thread_learns_a_small_table_and_all_a_large_one(tmp_path: Path, mon
 
 
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> None:
-    request = Request(steps=1, control=False)
+    request = Request(steps=1, method="elr()", control=False)
     with threads.limited_to(2):
         Run.create(request, tmp_path / "run").execute()
         assert torch.get_num_threads() == 2

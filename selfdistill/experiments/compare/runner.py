@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from ...errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
-from ...evaluation.statistics import reachable
+from ...evaluation.statistics import fewest_seeds, reachable
 from ...io import trust
 from ...io.expressions import Range, one_line
 from ...io.files import FORMAT, check_format, cores, refuse_links, sweep
@@ -32,9 +33,10 @@ from ...io.tensors import write_json
 from ...report import COMPARISON, PAGE, surviving
 from ...report import write as write_report
 from ...training import threads
-from ...training.comparison import ComparisonDesign, ComparisonSettings, Job, check, cost, of_seed
+from ...training.budget import FILE, MARGIN, Cost, Meter, Peak, parse_budget
+from ...training.comparison import ComparisonDesign, ComparisonSettings, Job, check, cost, of_seed, split_match
 from ..folder import Folder, locked
-from ..processes import Peak, run_jobs
+from ..processes import run_jobs
 from ..task_types import TASK_TYPES
 from .verdicts import judge
 
@@ -56,7 +58,12 @@ _PLAN = {
     "versions": {str: str},
     "teacher": bool,
     "amount?": float,
+    "seeds?": [int],
+    "steps?": (int, None),
 }
+
+
+TRIAL = 20  # a trial has this share of the steps, and another one twice as many
 
 
 _FILES = {
@@ -106,6 +113,7 @@ class Comparison:
     ) -> None:
         self.folder, self.request, self.settings, self.design = folder, request, settings, design
         self._folder = Folder(folder, "plan.json", "comparison")
+        self._meter: Meter | None = None
 
     @classmethod
     def create(cls, request: Request, settings: ComparisonSettings, out: str | Path | None = None) -> Comparison:
@@ -115,13 +123,15 @@ class Comparison:
             DataError: the question cannot be answered, or the folder holds something else.
         """
         check(settings)
+        if request.budget is not None:
+            parse_budget(request.budget)
         design = design_for(request, settings.methods)
         request = design.shared(request, settings)
         default = Path("runs") / f"compare-{replace(request, method=' '.join(settings.methods)).name()}"
         comparison = cls(Path(out) if out is not None else default, request, settings, design)
         if comparison._folder.begun():
             before, now = comparison.plan()["asked"], comparison.asked()
-            differences = [key for key, value in now.items() if before.get(key) != value]
+            differences = [key for key, value in now.items() if before.get(key) != value and key != "budget"]
             comparison._folder.refuse(
                 ", ".join(f"{key} {_short(before.get(key))}, now {_short(now[key])}" for key in differences)
             )
@@ -156,7 +166,7 @@ class Comparison:
             DataError: the data, or their audit split, allow no comparison.
             KeyboardInterrupt: asked to stop; the finished cells stay, and so do checkpoints of the others.
         """
-        begun = time.monotonic()
+        begun, budget = time.monotonic(), self.request.budget
         refuse_links(self.folder)
         design = self.design.load(self.request, self.settings)
         tell(self._reachable())
@@ -170,26 +180,135 @@ class Comparison:
             write_json(self.plan_file, first)
         plan = self.plan()
         count = int(plan["threads"])
+        try:
+            self._meter = None if budget is None else Meter(budget, self.folder, tell)
+            if self._meter is not None:
+                design = self._fit_into_budget(self._meter, design, plan)
+            tried = design.pilots(plan["teacher"]) if plan["jobs"] is None else []
+            self._train(tried, count, tell, "pilot")
+            self._require_all(tried)
+        except (DataError, RecipeError, VitalsError):
+            if plan["jobs"] is None:
+                self._folder.withdraw("cells", "trial", FILE)
+            raise
         if plan["jobs"] is None:
-            tried = design.pilots(plan["teacher"])
-            try:
-                self._train(tried, count, tell, "pilot")
-            except (DataError, RecipeError, VitalsError):
-                self._folder.withdraw("cells")
-                raise
-            costs = {
-                job.name: cost(self._cell(job), self._times(job)["seconds"], self.settings.budget) for job in tried
-            }
+            costs = {job.name: cost(self._cell(job), self._times(job)["seconds"], self.settings.match) for job in tried}
             amount, jobs = design.planned(costs)
             plan |= {"amount": amount, "jobs": [asdict(job) for job in jobs]}
             write_json(self.plan_file, plan)
-        one_seed = [Job(**job) for job in plan["jobs"]]
-        all_jobs = [job for seed in self.settings.seeds for job in of_seed(one_seed, seed)]
+        one_seed, seeds = [Job(**job) for job in plan["jobs"]], plan.get("seeds", list(self.settings.seeds))
+        all_jobs = [job for seed in seeds for job in of_seed(one_seed, seed)]
         self._train(all_jobs, count, tell, "cell")
-        return self._finish(plan, all_jobs, time.monotonic() - begun, tell)
+        done = self._complete(all_jobs)
+        return self._finish(plan, done, time.monotonic() - begun, tell)
 
-    def _reachable(self) -> str:
-        return reachable(len(self.settings.seeds), len(self.design.judged(self.settings.methods)), self.settings.level)
+    def _reachable(self, seeds: int | None = None) -> str:
+        number = len(self.settings.seeds) if seeds is None else seeds
+        return reachable(number, len(self.design.judged(self.settings.methods)), self.settings.level)
+
+    # the budget ----------------------------------------------------------------------------------------------------
+
+    def _fit_into_budget(self, meter: Meter, design: ComparisonDesign, plan: dict[str, Any]) -> ComparisonDesign:
+        """Choose seeds and steps that fit: fewer seeds as long as a verdict can be reached, then fewer steps.
+
+        Returns:
+            The design with as many steps.
+
+        Raises:
+            DataError: not one step fits.
+        """
+        if plan["asked"]["budget"] != meter.text:  # begun with another one: its steps stay, its seeds do not
+            plan["asked"]["budget"] = meter.text
+            plan.pop("seeds", None)
+        elif "seeds" not in plan:
+            seeds, steps = self._affordable(meter, design, plan)
+            plan |= {"seeds": seeds, "steps": steps}
+        write_json(self.plan_file, plan)
+        if plan.get("steps") is None:
+            return design
+        return self.design.load(replace(self.request, steps=plan["steps"], epochs=None), self.settings)
+
+    def _affordable(self, meter: Meter, design: ComparisonDesign, plan: dict[str, Any]) -> tuple[list[int], int | None]:
+        """The seeds that fit, and the steps where fewer must be taken, by two short trials of each method."""
+        seeds, teacher = list(self.settings.seeds), bool(plan["teacher"])
+        pilots = design.pilots(teacher)
+        jobs = pilots or [job for job in design.planned({})[1] if job.name in self.settings.methods]
+        asked = max(job.steps for job in jobs)
+        if not asked:
+            return seeds, None
+        fixed, rate, costs = Cost(), Cost(), dict[str, float]()
+        for job in jobs:
+            short = max(1, asked // TRIAL)
+            _, one = self._trial(job, short, plan["threads"])
+            second, two = self._trial(job, 2 * short, plan["threads"])
+            alike = design.trainings(job)
+            slope = [max((b - a) / short, b / (8 * short)) for a, b in zip(one, two, strict=True)]
+            start = [max(0.0, a - s * short) for a, s in zip(one, slope, strict=True)]
+            rate = Cost(*(max(a, b / alike) for a, b in zip(rate, slope, strict=True)))
+            fixed = Cost(*(max(a, b / alike) for a, b in zip(fixed, start, strict=True)))
+            costs[job.name] = cost(second, two.seconds, self.settings.match) * asked / (2 * short)
+        meter.check_memory("a training of the comparison")
+        each = design.planned(costs)[1]
+        trainings, workers = sum(map(design.trainings, each)), self._workers(len(each) * len(seeds), plan["threads"])
+        spend = Cost(MARGIN * meter.left().seconds * workers, meter.left().passes)
+
+        def fitting(seeds: int) -> int:
+            """The steps that so many seeds may have."""
+            number = len(pilots) + seeds * trainings
+            return min(
+                asked if rest == math.inf or not a else math.floor((rest / number - b) / a)
+                for rest, a, b in zip(spend, rate, fixed, strict=True)
+            )
+
+        fewest = min(len(seeds), fewest_seeds(len(self.design.judged(self.settings.methods)), self.settings.level))
+        number = next((n for n in range(len(seeds), fewest, -1) if fitting(n) >= asked), fewest)
+        steps = min(asked, fitting(number))
+        if steps < 1:
+            raise DataError(
+                f"--budget {meter.text} has no room for a step of {number} seeds with {trainings} trainings each; give "
+                "a larger one, or fewer --methods"
+            )
+        if number < len(seeds):
+            meter.cut(f"{number} seeds in place of {len(seeds)}: no more fit")
+        if steps < asked:
+            meter.cut(f"{steps:,} steps in place of {asked:,}: no more fit")
+        return seeds[:number], steps if steps < asked else None
+
+    def _trial(self, job: Job, steps: int, count: int) -> tuple[dict[str, Any], Cost]:
+        """Train a job for a few steps: its record, and its cost."""
+        folder, begun = self.folder / "trial", time.monotonic()
+        short = replace(job, steps=steps, count=min(job.count, steps))
+        with named(job), threads.limited_to(count):
+            record = self.design.run(short, self.request, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return record, Cost(time.monotonic() - begun, _passes(record))
+
+    def _complete(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs of the seeds whose cells are all there.
+
+        Raises:
+            DataError: fewer than three seeds are complete.
+        """
+        missing = {job.seed for job in jobs if not (self.place(job) / "cell.json").exists()}
+        complete = [job for job in jobs if job.seed not in missing]
+        if missing and self._meter is not None:
+            seeds = len({job.seed for job in jobs})
+            self._meter.cut(f"{seeds - len(missing)} of {seeds} seeds are complete: the budget is used up")
+            self._require_all([] if seeds - len(missing) >= 3 else jobs)
+        return complete
+
+    def _require_all(self, jobs: Sequence[Job]) -> None:
+        """Refuse to go on without all of these cells.
+
+        Raises:
+            DataError: the budget ended before one of them.
+        """
+        missing = [job for job in jobs if not (self.place(job) / "cell.json").exists()]
+        if missing and self._meter is not None:
+            raise DataError(
+                f"--budget {self._meter.text} is used up before three seeds are complete, so there is no verdict; what "
+                f"is trained is kept in {self.folder}: give the same command with a larger --budget to go on"
+            )
 
     def place(self, job: Job) -> Path:
         return self.folder / "cells" / job.key
@@ -211,22 +330,33 @@ class Comparison:
     def _train(self, wanted: Sequence[Job], count: int, tell: Tell, what: str) -> None:
         left = [job for job in wanted if not (self.place(job) / "cell.json").exists()]
         done, begun = len(wanted) - len(left), time.monotonic()
-        workers = min(len(left), cores()) if count == 1 and not torch.cuda.is_available() else 1
         if not left:
             return
-        number = 0
+        number, meter = 0, self._meter
+
+        def choose(queue: Sequence[Job], running: Sequence[Job]) -> Job | None:
+            return queue[0] if queue and (meter is None or meter.affords(Cost())) else None
 
         def finished(job: Job, record: None) -> None:
             nonlocal number
             number += 1
             each = (time.monotonic() - begun) / number
+            if meter is not None:
+                meter.passes[job.key] = _passes(self._cell(job))
+                meter.highest = max(meter.highest, 1e6 * self._times(job)["peak_memory_mb"])
+                meter.write()
             name = f"{what} {done + number}/{len(wanted)}: {job.name}, seed {job.seed}"
             tell(f"{name}, about {each * (len(left) - number):.0f} s left")
 
         def call(job: Job) -> tuple[Callable[..., None], tuple[Any, ...]]:
             return _work, (job, self.request, self.place(job), count, self.design.run, trust.is_trusted())
 
-        run_jobs(left, call, finished, workers=workers, folder=self.folder)
+        run_jobs(left, call, finished, workers=self._workers(len(left), count), folder=self.folder, choose=choose)
+
+    @staticmethod
+    def _workers(jobs: int, count: int) -> int:
+        """The trainings that run at once."""
+        return min(jobs, cores()) if count == 1 and not torch.cuda.is_available() else 1
 
     # the result ----------------------------------------------------------------------------------------------------
 
@@ -261,10 +391,11 @@ class Comparison:
             "model": first["model"],
             "parameters": first["parameters"],
             "threads": plan["threads"],
-            "seeds": list(self.settings.seeds),
-            "budget": {"kind": self.settings.budget, "amount": plan["amount"], "unit": _unit(self.settings.budget)},
+            "seeds": sorted({job.seed for job in done}),
+            "budget": {"kind": self.settings.match, "amount": plan["amount"], "unit": _unit(self.settings.match)},
             "level": self.settings.level,
-            "reachable": [self._reachable()],
+            **({} if self._meter is None else {"bound": self._meter.summary()}),
+            "reachable": [self._reachable(len({job.seed for job in done}))],
             **judge(cells, methods, task=task, level=self.settings.level, plain=plain),
             "trouble": [
                 f"{name}, seed {seed}: {record['trouble']}"
@@ -285,9 +416,14 @@ class Comparison:
         }
 
 
-def _unit(budget: str) -> str:
+def _passes(record: dict[str, Any]) -> float:
+    """The passes of a training, by the record of its rows."""
+    return max(float(row["passes"]["total"]) for row in record["rows"].values())
+
+
+def _unit(match: str) -> str:
     """What a row's whole cost is counted in."""
-    return budget if budget == "trainings" else "passes"
+    return match if match == "trainings" else "passes"
 
 
 def _short(value: Any) -> str:
@@ -302,6 +438,7 @@ def compare(
     methods: Sequence[str],
     *,
     seeds: int = 5,
+    match: str | None = None,
     budget: str | None = None,
     level: float = 0.05,
     out: str | Path | None = None,
@@ -314,8 +451,9 @@ def compare(
         request: data, model and training of every row; its method is not used, its seed is the first.
         methods: recipes' expressions, such as ``born_again()``.
         seeds: how many; each is a split, a set of wrong labels, an initialisation and a data order for all rows alike.
-        budget: what is matched: sample ``passes`` (forward 1, backward 2), optimizer ``steps`` (of prompts, where it is
+        match: what is matched: sample ``passes`` (forward 1, backward 2), optimizer ``steps`` (of prompts, where it is
             left open), ``seconds``, or for prompts the ``completions`` drawn.
+        budget: bounds of the whole comparison, such as ``2h|8GiB``.
         level: of the verdicts, over the methods.
         out: the comparison's folder; the same call there goes on with what was cut.
         tell: called with lines about what is done and what is left.
@@ -329,7 +467,9 @@ def compare(
     """
     if seeds > MOST_SEEDS:
         raise DataError(f"a comparison has at most {MOST_SEEDS} seeds, not {one_line(seeds, 40)}")
-    matched = design_for(request, methods).matched_budget(budget)
+    match, bounds = split_match(match, budget)
+    request = replace(request, budget=bounds or request.budget)
+    matched = design_for(request, methods).matched(match)
     settings = ComparisonSettings(tuple(methods), tuple(range(request.seed, request.seed + seeds)), matched, level)
     with trust.trust_code(trust_code):
         return Comparison.create(request, settings, out).execute(tell)

@@ -13,6 +13,7 @@ from rich.text import Text
 from ...evaluation.metrics import POINTS, ordered
 from ...evaluation.statistics import SAME_ROWS, TIED
 from ...io.display import printable
+from ...report.summary import budget_lines
 from ...training.comparison import BEFORE, PLAIN
 from .verdicts import called
 
@@ -56,7 +57,8 @@ def show(result: dict[str, Any]) -> None:
     console.print(printable(f"{_legend(result, verdicts)} {TIED}"), highlight=False)
     if "return" not in result["metrics"]:  # each seed of a policy has test episodes of its own
         console.print(SAME_ROWS, highlight=False)
-    for line in (*result["reachable"], *result["verdict"], *result["trouble"]):
+    bounds = [line.removeprefix("- ") for line in budget_lines({"budget": result.get("bound")})]
+    for line in (*result["reachable"], *result["verdict"], *result["trouble"], *bounds):
         console.print(printable(line), highlight=False)
 
 

@@ -23,6 +23,7 @@ from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.io.trust import trust_code
 from selfdistill.models.registry import parse
+from selfdistill.training.budget import Meter
 from selfdistill.training.comparison import ComparisonSettings, Job, check
 from tests.terminal import MODELS, child, passed, refused
 
@@ -252,7 +253,7 @@ def test_jobs_of_other_lengths_have_other_folders() -> None:
 
 def test_a_budget_of_no_kind_and_a_model_without_width_are_refused() -> None:
     with pytest.raises(DataError, match="passes, steps, seconds, completions or trainings"):
-        check(ComparisonSettings(("elr()",), (0, 1, 2), budget="money"))
+        check(ComparisonSettings(("elr()",), (0, 1, 2), match="money"))
     data = load("digits")
     assert str(larger(parse("mlp(width=8)", data.shape, 10))) == "mlp(width=16)"
     with pytest.raises(RecipeError, match="no width"):
@@ -262,3 +263,50 @@ def test_a_budget_of_no_kind_and_a_model_without_width_are_refused() -> None:
 def test_a_comparison_is_not_gone_on_with_as_a_run(whole: Path) -> None:
     with pytest.raises(CheckpointError, match="is a comparison; give the same compare command again"):
         Run.open(whole)
+
+
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "cores", lambda: 1)
+
+
+def test_a_budget_takes_seeds_then_steps_and_holds(tmp_path: Path, one_core: None) -> None:
+    request = replace(REQUEST, steps=100, budget="50000passes")
+    result = compare(request, ["elr()"], seeds=9, out=tmp_path / "c")
+    steps = next(row["steps"] for row in result["rows"] if row["name"] == "plain")
+    assert len(result["seeds"]) == 6  # the fewest with which a verdict is possible
+    assert steps < 100
+    assert result["bound"]["cut"] == [
+        "6 seeds in place of 9: no more fit", f"{steps} steps in place of 100: no more fit",
+    ]  # fmt: skip
+    assert result["bound"]["passes"] <= 50000
+    assert f"{steps} steps in place of 100" in (tmp_path / "c/report.html").read_text()
+    again = compare(request, ["elr()"], seeds=9, out=tmp_path / "c")
+    assert [row["metrics"] for row in again["rows"]] == [row["metrics"] for row in result["rows"]]
+
+
+def test_a_comparison_whose_time_is_over_keeps_complete_seeds_and_goes_on_with_a_larger_budget(
+    tmp_path: Path, one_core: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(REQUEST, steps=4, budget="10h")
+    affords, cells = Meter.affords, 0
+
+    def ending(self: Any, cost: Any) -> bool:
+        nonlocal cells
+        cells += 1
+        return cells < 12
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Meter, "affords", ending)
+        with pytest.raises(DataError, match="used up before three seeds are complete"):
+            compare(request, ["elr()"], seeds=4, out=tmp_path / "c")
+    assert Meter.affords is affords
+    result = compare(replace(request, budget="11h"), ["elr()"], seeds=4, out=tmp_path / "c")
+    assert len(result["seeds"]) == 4
+
+
+def test_words_that_name_what_is_matched_and_bounds_go_together(tmp_path: Path) -> None:
+    flags = ["--methods", "elr()", "--out", tmp_path / "c"]
+    assert "bounds nothing" in refused("compare", *FLAGS, *flags, "--budget", "steps", "--budget", "0s")
+    assert "--match is one of" in refused("compare", *FLAGS, *flags, "--match", "passes", "--budget", "seconds")
+    assert "no known unit" in refused("compare", *FLAGS, *flags, "--budget", "money")

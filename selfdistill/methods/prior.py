@@ -1,0 +1,93 @@
+"""The recipe ``auto()``: which recipes it tries, in which order, by a prior fitted on other data sets.
+
+The prior is a table of coefficients in ``prior.json``; ``python -m benchmarks.prior`` fits it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import RecipeError
+from ..io.expressions import Count, checked, expression_name, parse_expression
+from .cards import argument_lines, describe
+from .registry import AUTO
+
+#: What is tried, the simplest first: of equals on the validation rows the earlier one is chosen.
+CLASSES = ("plain()", "label_smoothing()", "elr()", "bake()", "cs_kd()", "curriculum()")
+VALUES = ("plain()", "born_again(xi=0.5)", "mean_teacher(weight=1.0)")
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The choice among several recipes; ``most`` is how many are trained, plain() among them."""
+
+    most: int = 6
+
+
+def auto(most: Count = 6) -> Auto:
+    """A choice among a few recipes: each is trained at full length, and validation rows choose.
+
+    Equation::
+
+        a* = argmin_a sum_v L(f_a(v), y_v),  v: validation rows; L: 0 where right, else 1 (values: squared error)
+
+    Args:
+        most: Number of recipes that are trained, plain() among them; a prior from other data sets puts them in order.
+
+    Returns:
+        The choice, which `run` and `compare` carry out.
+
+    Needs: labelled rows, and validation rows.
+
+    Source: validation at full length among few recipes; numbers and limits in docs/auto.md.
+    """
+    return Auto(most)
+
+
+def auto_card() -> dict[str, Any]:
+    """The card of the recipe: its docstring by section, its kinds of targets, and its cost."""
+    names = dict.fromkeys(expression_name(one) for one in (*CLASSES, *VALUES))
+    return {
+        **describe(AUTO, auto),
+        "targets": "classes, values",
+        "for": "networks",
+        "cost": {"trainings": len(CLASSES)},
+        "generations": 1,
+        "candidates": list(names),
+    }
+
+
+def auto_text(card: Mapping[str, Any]) -> str:
+    """The card of the recipe for people."""
+    return "\n".join([
+        card["expression"], card["summary"], "", *(f"    {line}" for line in card["equation"].splitlines()), "",
+        f"tries:       {', '.join(f'{name}()' for name in card['candidates'])}; at most {card['most']} of them",
+        "cost:        one training of full length for each; on tables of learners see docs/auto.md",
+        f"needs:       {card['needs']}", f"source:      {card['source']}", *argument_lines(card["arguments"]),
+    ])  # fmt: skip
+
+
+def read_auto(expression: str) -> Auto:
+    """Read an expression such as ``auto(most=3)``, without evaluating code.
+
+    Raises:
+        RecipeError: it is malformed, or has an argument that `auto` does not know.
+
+    >>> read_auto("auto(most=3)")
+    Auto(most=3)
+    """
+    choice = parse_expression(expression, {AUTO: checked(auto)})
+    if not isinstance(choice, Auto):
+        raise RecipeError(f"{expression} is no call of {AUTO}()")
+    return choice
+
+
+def simplicity(expression: str, pool: Sequence[str] = (*CLASSES, *VALUES)) -> int:
+    """The place of a recipe in the order of simplicity; what is in no list comes last.
+
+    >>> simplicity("plain()") < simplicity("elr()") < simplicity("curriculum()")
+    True
+    """
+    return pool.index(expression) if expression in pool else len(pool)
