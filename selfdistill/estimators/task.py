@@ -17,7 +17,16 @@ from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR
 from ..training.comparison import ComparisonDesign
-from ..training.task_type import Cost, GenerationCurve, Rows, TaskType, generation_name, refuse_example
+from ..training.task_type import (
+    Cost,
+    GenerationCurve,
+    HeldOut,
+    Listeners,
+    Rows,
+    TaskType,
+    generation_name,
+    refuse_example,
+)
 from . import base_learners, recipes
 from .base_learners import NETWORKS
 
@@ -30,7 +39,7 @@ class TableTaskType(TaskType):
 
     name, learner, title = "learner", "learners", "For learners on tables"
     about = "Gradient boosting, forests and any other estimator of scikit-learn."
-    equal_steps = False
+    equal_steps, searched = False, True
 
     def recipes(self) -> Mapping[str, Callable[..., recipes.EstimatorRecipe]]:
         return recipes.recipes()
@@ -84,6 +93,14 @@ class TableTaskType(TaskType):
         from .run import prepare
 
         return prepare(request)
+
+    def trial(
+        self, request: Request, folds: int, folder: Path, listeners: Listeners
+    ) -> Callable[[int], HeldOut | None]:
+        from .run import prepare
+
+        ready = prepare(request)
+        return lambda fold: ready.held_out(fold, folds, folder / str(fold))
 
     def card(self, name: str) -> dict[str, Any]:
         return recipes.card(name)

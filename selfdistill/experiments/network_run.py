@@ -55,12 +55,13 @@ from ..teachers import CachedTeacher
 from ..teachers.cached import store_targets
 from ..teachers.generations import ensemble_teacher
 from ..training import budget, callbacks, reservoir, threads
+from ..training.budget import most_trials
 from ..training.comparison import ignore
-from ..training.cross_fitting import all_labels, crossfit
+from ..training.cross_fitting import all_labels, crossfit, train_without_fold
 from ..training.fit import Result, fit, step_cost
 from ..training.shortlist import WORDS, Choice, Trial, try_each, visible
 from ..training.state import GenerationResult
-from ..training.task_type import Listeners
+from ..training.task_type import HeldOut, Listeners
 from ..views import TOGETHER
 
 if TYPE_CHECKING:
@@ -270,6 +271,14 @@ class NetworkRun:
                 self.build, self.data, plain(), out=folder, resume=True, device=self.request.device,
                 progress=listeners.progress("plain(), the baseline"), warn=listeners.warn, **settings,
             )  # fmt: skip
+
+    def held_out(self, fold: int, folds: int, folder: Path, listeners: Listeners) -> HeldOut:
+        """Train on all labelled rows but those of a fold, and score these."""
+        loss, trained = train_without_fold(
+            self.build, self.data, self.method, fold, folds, folder, resume=True, device=self.request.device,
+            progress=listeners.progress(f"{self.expression}, fold {fold + 1}"), warn=ignore, **self.settings,
+        )  # fmt: skip
+        return HeldOut(loss, trained.passes.cost(), trained.seconds)
 
     def _control_cost(self, meter: budget.Meter) -> budget.Cost:
         """The cost of a step of the plain model, which trains for as many steps as the method."""
@@ -539,7 +548,7 @@ def shortlisted(ready: NetworkRun) -> AutoRun:
         settings["batch_size"] = request.batch_size or batch_size_for(data, method)
         rows = first if method == plain() else data
         candidates.append(NetworkRun(request, rows, method, expression, ready.build, settings))
-    chosen = candidates[: read_auto(ready.expression).most]
+    chosen = candidates[: most_trials(read_auto(ready.expression).most, ready.request.explore)]
     return AutoRun(**vars(ready), candidates=chosen, apart=halves, left_out=left_out)
 
 

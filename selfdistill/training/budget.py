@@ -104,6 +104,23 @@ def parse_budget(text: str) -> Budget:
     return Budget(**bounds)
 
 
+def most_trials(planned: int, explore: float | None, each: int = 0) -> int:
+    """The trials of which trying takes at most a share of all trainings; at least one, and all without a share.
+
+    Args:
+        planned: how many there are.
+        explore: the share, from 0 to 1.
+        each: the trainings of a trial, where the winner is trained anew; 0 where it is one of the trials.
+
+    >>> most_trials(6, None), most_trials(6, 0.5), most_trials(6, 0.8), most_trials(6, 0.0), most_trials(20, 0.95, 5)
+    (6, 2, 5, 1, 3)
+    """
+    if explore is None or explore >= 1:
+        return planned
+    ratio = explore / (1 - explore) + 1e-9
+    return max(1, min(planned, math.floor(ratio / each if each else ratio + 1)))
+
+
 class Cost(NamedTuple):
     """Seconds and sample passes."""
 
