@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import rng
 from ..errors import CheckpointError, DataError, RecipeError
-from ..io.expressions import one_line, parse_expression
+from ..io.expressions import expression_name, one_line, parse_expression
 from ..io.run_record import Request
 from ..training import budget
 from ..training.budget import most_trials
@@ -183,6 +183,19 @@ def check_search(request: Request, task: TaskType) -> None:
     if (space.grid() or 0) > MOST and all(d.choices for d in space.dimensions):
         raise DataError(f"--search has {space.grid():,} combinations of lists; give at most {MOST:,}")
     _optuna()
+
+
+def refuse_explore(request: Request, expression: str) -> None:
+    """Refuse a share of trying where nothing is tried out.
+
+    Raises:
+        DataError: there is one, and neither a search nor auto().
+    """
+    if request.explore is not None and request.search is None and expression_name(expression) != "auto":
+        raise DataError(
+            f"--explore bounds what auto() and --search try out, and {expression} is one recipe; leave it out, or give "
+            "--method 'auto()'"
+        )
 
 
 def _optuna() -> Any:

@@ -377,6 +377,8 @@ def _new_data(request: Request, place: Path, target: str | None, card: Mapping[s
         request.data,
         target=request.target or (target if file else None),
         labels=request.labels,
+        decisions=request.decisions,
+        raw_csv=request.raw_csv,
         label_noise=request.label_noise,
         image_size=shape[-1] if card["kind"] == "image" and not fixed else None,
         seed=request.seed,

@@ -97,6 +97,8 @@ def prepare(request: Request) -> LanguageRun:
     Raises:
         DataError: the prompts, the suite or the model; or an option that only networks have.
     """
+    if request.decisions is not None:
+        raise DataError(f"--labels {request.decisions} is a file of labels, and prompts have none; give a number")
     for name in (*_NETWORKS, "memory"):
         if getattr(request, name) not in (None, ()):
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")

@@ -219,10 +219,8 @@ def exploration_lines(result: dict[str, Any]) -> list[str]:
     if not spent:
         return []
     share = 100 * spent["trying"] / max(1e-9, spent["trying"] + spent["winner"])
-    return [
-        f"- exploration: {share:.0f} % of the {spent['unit']} tried something out, {100 - share:.0f} % trained the final "
-        "model"
-    ]
+    kept = f"{100 - share:.0f} % trained the final model"
+    return [f"- exploration: {share:.0f} % of the {spent['unit']} tried something out, {kept}"]
 
 
 def budget_lines(result: dict[str, Any]) -> list[str]:
