@@ -104,6 +104,8 @@ class TableRun:
 
     def held_out(self, fold: int, folds: int, folder: Path) -> HeldOut | None:
         """Train on all labelled rows but those of a fold, and score these; None where there is no such fold."""
+        from threadpoolctl import threadpool_limits
+
         from .resume import keeping
 
         seed, begun, done = int(self.settings["seed"]), time.monotonic(), [0]
@@ -117,7 +119,7 @@ class TableRun:
         def progress(number: int, planned: int, what: str) -> None:
             done[0] = number
 
-        with keeping(folder, progress):
+        with threadpool_limits(torch.get_num_threads()), keeping(folder, progress):
             outputs = predict_frame(fit(run, run.estimator(seed)), left_out.features, len(run.data.classes))
         y = torch.from_numpy(self.data.y[left_out.ids])
         losses = (outputs.argmax(-1) != y).double() if self.classify else (outputs - y) ** 2

@@ -84,7 +84,7 @@ def test_every_combination_of_lists_is_tried_on_the_same_folds_and_the_winner_is
     best = min(found["trials"], key=lambda t: t["loss"])
     assert result["method"] == best["expression"]
     assert json.loads((tmp_path / "run/run.json").read_text())["method"] == best["expression"]
-    assert result["exploration"]["trying"] == found["passes"] > 0
+    assert result["exploration"]["trying"] >= found["passes"] > 0  # more where plain is the final model
     assert "tried something out" in (tmp_path / "run/README.md").read_text()
     assert not [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".pkl", ".pickle", ".db")]
 
@@ -122,11 +122,11 @@ def test_a_damaged_storage_is_one_line(text: str, tmp_path: Path) -> None:
 
 
 def test_learners_on_a_table_are_searched_too(tmp_path: Path) -> None:
-    request = Request("diabetes", search="self_distilled(generations={2,3})", model="linear", labels=40)
+    request = Request("diabetes", search="self_distilled(peers=None, xi={0.3,0.6})", model="linear", labels=40)
     result = done(request, tmp_path / "run")
     assert result["search"]["folds"] == 5
     assert len(result["search"]["trials"]) == 2
-    assert result["method"].startswith("self_distilled(generations=")
+    assert result["method"].startswith("self_distilled(peers=None, xi=0.")
 
 
 def test_a_share_of_trying_bounds_the_trials(tmp_path: Path) -> None:
