@@ -10,7 +10,6 @@ The test split is read once, by the winner.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import logging
@@ -24,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import rng
-from ..errors import CheckpointError, DataError, RecipeError
+from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError, SpaceError, VitalsError
 from ..io.expressions import expression_name, one_line, parse_expression
 from ..io.run_record import Request
+from ..io.schema import find_fault
 from ..training import budget
 from ..training.budget import most_trials
 from ..training.task_type import FoldTrial, Listeners, PreparedRun, TaskType
@@ -40,6 +40,7 @@ MOST = 10_000  # combinations of lists
 PRUNED_BELOW = 0.1  # p-value of a paired Wilcoxon test over folds, below which a trial ends early
 EXAMPLE = "a range is 1..10 or '0.1..10 log', and a list {1,3,5}, such as --search 'elr(weight=1..10)'"
 
+_NOTES = {"expression": str, "passes": float, "seconds": float, "pruned": bool, "trouble": str}
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"(?P<low>{_NUMBER})\s*\.\.\s*(?P<high>{_NUMBER})(?P<log>\s+log\b)?|\{{(?P<list>[^{{}}]*)\}}")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -238,7 +239,8 @@ def search(request: Request, task: TaskType, folder: Path, listeners: Listeners)
     planned = bounded
     study = _study(place, request.search or "", PRUNED_BELOW)
     meter, exhaustive = budget.active(), grid is not None and grid <= number
-    budget.expect(planned * folds + 2)
+    if meter is not None:
+        meter.trainings, meter.beside, meter.shared = planned * folds + 2, budget.Cost(), "search"
     while len(done := _finished(study)) < planned:
         if meter is not None and done and not _affords(meter, done):
             meter.cut(f"{len(done)} trials in place of {planned}: no more fit")
@@ -248,30 +250,49 @@ def search(request: Request, task: TaskType, folder: Path, listeners: Listeners)
         def objective(trial: optuna.trial.Trial) -> float:
             expression = space.expression([dimension.suggest(trial) for dimension in space.dimensions])
             trained = task.trial(replace(base, method=expression), folds, place / _name(expression), listeners)
-            loss = _try(trial, expression, trained, folds)
+            try:
+                loss = _try(trial, expression, trained, folds)
+            except (NotFiniteError, RecipeError, SpaceError, VitalsError) as error:  # as one that is worst of all
+                loss = 1.0 + max((t.value for t in done), default=0.0)
+                _note(trial, expression, trouble=one_line(error, 200))
+                listeners.warn(f"{expression}: {error}")
             shutil.rmtree(place / _name(expression), ignore_errors=True)
             listeners.tell(f"trial {len(done) + 1} of {planned}: {expression}, {loss:.4g} on held-out rows")
             return loss
 
         study.optimize(objective, n_trials=1)
+    if meter is not None:
+        meter.shared = ""
     trials = _finished(study)
-    best = min((t for t in trials if not t.user_attrs["pruned"]), key=lambda t: (t.value, t.number))
+    best = _best(trials)
     listeners.tell(f"the search chooses {best.user_attrs['expression']} of {len(trials)} trials")
-    tried = sum(t.user_attrs["passes"] for t in trials)
     rows = [
-        {"expression": t.user_attrs["expression"], "loss": t.value, "folds": len(t.intermediate_values),
-         "pruned": t.user_attrs["pruned"]}
+        {name: t.user_attrs[name] for name in ("expression", "pruned", "trouble")}
+        | {"loss": t.value, "folds": len(t.intermediate_values)}
         for t in trials
-    ]  # fmt: skip
-    record = {"space": request.search, "planned": planned, "folds": folds, "trials": rows, "passes": tried}
+    ]
+    record = {"space": request.search, "planned": planned, "folds": folds, "trials": rows}
+    record |= {"passes": math.fsum(t.user_attrs["passes"] for t in trials)}
     winner = task.prepare(replace(base, method=best.user_attrs["expression"]))
     return winner, {"search": {**record, "sampler": "GridSampler" if exhaustive else "TPESampler"}}
+
+
+def _best(trials: Sequence[Any]) -> Any:
+    """The trial with the smallest mean loss over all folds; of equals the earlier one.
+
+    Raises:
+        DataError: none could be trained.
+    """
+    whole = [t for t in trials if not t.user_attrs["pruned"] and not t.user_attrs["trouble"]]
+    if not whole:
+        raise DataError(f"no trial of --search could be trained; the first: {trials[0].user_attrs['trouble']}")
+    return min(whole, key=lambda t: (t.value, t.number))
 
 
 def _affords(meter: budget.Meter, done: Sequence[Any]) -> bool:
     """Whether one more trial fits, and after it the winner with its control, each about a fold's training."""
     longest = max(t.user_attrs["seconds"] for t in done), max(t.user_attrs["passes"] for t in done)
-    folds = max(len(t.intermediate_values) for t in done)
+    folds = max(1, *(len(t.intermediate_values) for t in done))
     return meter.affords(budget.Cost(*(cost * (1 + 2 * 1.5 / folds) for cost in longest)))
 
 
@@ -305,7 +326,7 @@ def _finished(study: Any) -> list[Any]:
     """The trials that ended, in their order."""
     state = _optuna().trial.TrialState.COMPLETE
     trials = study.get_trials(deepcopy=False, states=[state])
-    return [t for t in trials if {"expression", "passes", "seconds", "pruned"} <= set(t.user_attrs)]
+    return [t for t in trials if find_fault(t.user_attrs, _NOTES) is None]
 
 
 def _sampler(space: Space, exhaustive: bool, seed: int, order: int) -> Any:
@@ -324,6 +345,15 @@ def _name(expression: str) -> str:
     return hashlib.sha256(expression.encode()).hexdigest()[:12]
 
 
+def _note(
+    trial: Any, expression: str, passes: float = 0.0, seconds: float = 0.0, pruned: bool = False, trouble: str = ""
+) -> None:
+    """Keep what a trial was and took; ``trouble`` is why it could not be trained."""
+    notes = {"expression": expression, "passes": passes, "seconds": seconds, "pruned": pruned, "trouble": trouble}
+    for key, value in notes.items():
+        trial.set_user_attr(key, value)
+
+
 def _try(trial: Any, expression: str, held_out: FoldTrial, folds: int) -> float:
     """Train a trial without each fold in turn; the mean loss on the rows left out.
 
@@ -331,9 +361,7 @@ def _try(trial: Any, expression: str, held_out: FoldTrial, folds: int) -> float:
     """
     losses, passes, seconds, pruned = list[float](), 0.0, 0.0, False
     for fold in range(folds):
-        follows = bool(budget.active()) and (trial.number > 0 or fold > 0)
-        with budget.following(alike=True) if follows else contextlib.nullcontext():
-            held = held_out(fold)
+        held = held_out(fold)
         if held is None:
             break
         losses.append(held.loss)
@@ -342,6 +370,5 @@ def _try(trial: Any, expression: str, held_out: FoldTrial, folds: int) -> float:
         if fold + 1 < folds and trial.should_prune():
             pruned = True
             break
-    for key, value in (("expression", expression), ("passes", passes), ("seconds", seconds), ("pruned", pruned)):
-        trial.set_user_attr(key, value)
+    _note(trial, expression, passes, seconds, pruned)
     return math.fsum(losses) / len(losses)

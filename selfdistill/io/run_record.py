@@ -125,7 +125,7 @@ _RESULT = {
         "folds": int,
         "sampler": str,
         "passes": float,
-        "trials": [{"expression": str, "loss": float, "folds": int, "pruned": bool}],
+        "trials": [{"expression": str, "loss": float, "folds": int, "pruned": bool, "trouble": str}],
     },
     "exploration?": {"unit": str, "trying": float, "winner": float},
     "budget?": {"bound": str, "seconds": float, "passes": float, "peak_mib": float, "cut": [str]},

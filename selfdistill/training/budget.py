@@ -151,6 +151,7 @@ class Meter:
         trainings: how many are still to come, the one under way included; each has a control or none.
         beside: the cost of a step of the control, which takes as many.
         follows: whether what trains now is a control, which plans no steps of its own.
+        shared: the name under which the steps of all trainings are planned, where they are to be the same.
         highest: the peak memory, in bytes, when it was last looked at.
         alike: whether each of its generations takes the steps of the method's.
 
@@ -162,6 +163,7 @@ class Meter:
     def __init__(self, text: str, folder: Path | None = None, tell: Callable[[str], None] = print) -> None:
         self.budget, self.text, self.folder, self.tell = parse_budget(text), text, folder, tell
         self.trainings, self.beside, self.follows, self.alike, self._method = 1, Cost(), False, False, ""
+        self.shared = ""
         self.steps: dict[str, int] = {}
         self.until: dict[str, Cost] = {}
         self.cuts: list[str] = []
@@ -247,7 +249,7 @@ class Meter:
             share = 1 if self.follows else max(1, self.trainings)
             self.until[key] = Cost(*(a + b / share for a, b in zip(self.spent, self.left(), strict=True)))
         self.write()
-        name = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(method)).encode()).hexdigest()[:12]
+        name = self.shared or hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(method)).encode()).hexdigest()[:12]
         if self.follows:
             return Allowance(self, key, self._method if self.alike else f"{name} follows", self.until[key], Cost())
         self.trainings, self._method = self.trainings - 1, name

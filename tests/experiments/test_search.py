@@ -18,7 +18,7 @@ from tests.terminal import refused
 
 pytest.importorskip("optuna")
 
-SEARCH = Request(search="elr(weight={1,3})", labels=60, steps=4, audit_folds=None)
+SEARCH = Request(search="elr(weight={1,3})", labels=60, steps=4)
 
 
 def done(request: Request, out: Path, lines: list[str] | None = None) -> dict[str, Any]:
@@ -138,8 +138,17 @@ def test_a_share_of_trying_bounds_the_trials(tmp_path: Path) -> None:
 
 
 def test_a_budget_bounds_the_search_and_its_winner(tmp_path: Path) -> None:
-    request = Request(search="elr(weight=1..10)", trials=4, labels=60, steps=200, budget="60000passes")
+    request = Request(search="elr(weight=1..10)", trials=2, labels=60, steps=200, budget="20000passes")
     result = done(request, tmp_path / "run")
-    assert result["budget"]["passes"] <= 60000
+    assert result["budget"]["passes"] <= 20000
     assert result["budget"]["cut"]
     assert result["steps"] == result["plain"]["steps"]
+
+
+def test_a_trial_that_diverges_is_the_worst_of_all_and_not_the_end(tmp_path: Path) -> None:
+    lines: list[str] = []
+    request = Request(search="elr(weight={1,1e30})", labels=60, steps=4)
+    result = done(request, tmp_path / "run", lines)
+    assert result["method"] == "elr(weight=1)"
+    assert any(t["trouble"] for t in result["search"]["trials"])
+    assert any("elr(weight=1e30)" in line for line in lines)
