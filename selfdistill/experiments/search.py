@@ -271,7 +271,7 @@ def search(request: Request, task: TaskType, folder: Path, listeners: Listeners)
         | {"loss": t.value, "folds": len(t.intermediate_values)}
         for t in trials
     ]
-    record = {"space": request.search, "planned": planned, "folds": folds, "trials": rows}
+    record: dict[str, Any] = {"space": request.search, "planned": planned, "folds": folds, "trials": rows}
     record |= {"passes": math.fsum(t.user_attrs["passes"] for t in trials)}
     winner = task.prepare(replace(base, method=best.user_attrs["expression"]))
     return winner, {"search": {**record, "sampler": "GridSampler" if exhaustive else "TPESampler"}}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfdistill.errors import CheckpointError, DataError, RecipeError
+from selfdistill.errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from selfdistill.experiments import search
 from selfdistill.experiments.run import Run
 from selfdistill.experiments.search import parse_space
@@ -145,10 +146,19 @@ def test_a_budget_bounds_the_search_and_its_winner(tmp_path: Path) -> None:
     assert result["steps"] == result["plain"]["steps"]
 
 
-def test_a_trial_that_diverges_is_the_worst_of_all_and_not_the_end(tmp_path: Path) -> None:
+def test_a_trial_that_diverges_is_the_worst_of_all_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = search._try
+
+    def diverging(trial: Any, expression: str, by: Any, folds: int) -> float:
+        if "weight=1" in expression:
+            raise NotFiniteError("the loss is nan at generation 0, step 1")
+        return train(trial, expression, by, folds)
+
+    monkeypatch.setattr(search, "_try", diverging)
     lines: list[str] = []
-    request = Request(search="elr(weight={1,1e30})", labels=60, steps=4)
-    result = done(request, tmp_path / "run", lines)
-    assert result["method"] == "elr(weight=1)"
-    assert any(t["trouble"] for t in result["search"]["trials"])
-    assert any("elr(weight=1e30)" in line for line in lines)
+    result = done(replace(SEARCH, audit_folds=2), tmp_path / "run", lines)
+    assert result["method"] == "elr(weight=3)"
+    assert sum(bool(t["trouble"]) for t in result["search"]["trials"]) == 1
+    assert "elr(weight=1): the loss is nan at generation 0, step 1" in lines
