@@ -171,7 +171,7 @@ def prepare(request: Request) -> TableRun:
 
 
 def _refuse_network_options(request: Request) -> None:
-    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init", "targets", "memory")
+    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init", "targets", "memory", "explore")
     asked = {name: getattr(request, name) for name in names}
     asked |= {name: value for name, value in request.training if name not in _OURS}
     for name, value in asked.items():

@@ -161,7 +161,7 @@ def first_request(request: Request) -> Request:
     if request.method is not None:
         raise DataError(f"--search tries a recipe's arguments and --method {one_line(request.method, 60)} names them; "
                         "give one of them")  # fmt: skip
-    return replace(request, method=next(parse_space(request.search).corners()), search=None, trials=None)
+    return replace(request, method=next(parse_space(request.search).corners()), search=None, trials=None, explore=None)
 
 
 def check_search(request: Request, task: TaskType) -> None:

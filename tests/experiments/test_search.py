@@ -162,3 +162,8 @@ def test_a_trial_that_diverges_is_the_worst_of_all_and_not_the_end(
     assert result["method"] == "elr(weight=3)"
     assert sum(bool(t["trouble"]) for t in result["search"]["trials"]) == 1
     assert "elr(weight=1): the loss is nan at generation 0, step 1" in lines
+
+
+def test_a_share_of_trying_that_bounds_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--explore is for networks"):
+        done(Request("diabetes", model="linear", labels=40, explore=0.5), tmp_path / "run")
