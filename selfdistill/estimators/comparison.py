@@ -22,7 +22,7 @@ from ..evaluation.predict import scored
 from ..io.run_record import Request
 from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSettings, Job
 from . import base_learners
-from .run import TableRun, cross_predict, fit, folds_of, prepare, residuals, score_test, self_taught
+from .run import TableRun, cross_predict, fit, folds_of, prepare, residuals, score_test, self_taught, training_gap
 from .tables import stack
 from .wrappers import FrameEncoder, MeanEnsemble, innermost, seeded_clone
 
@@ -89,6 +89,7 @@ class TableJob:
         figures, test, _ = score_test(self.prepared, model, errors)
         truth = torch.from_numpy(data.y[data.test])
         shown: dict[str, Any] = {}
+        figures |= training_gap(self.prepared, model, figures)
         if data.classes:
             figures["aurc"] = metrics.aurc(test.exp(), truth)
             shown["reliability"] = metrics.reliability(test, truth)
