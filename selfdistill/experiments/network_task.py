@@ -56,7 +56,7 @@ from ..training.comparison import (
     require_splits,
 )
 from ..training.fit import Result, fit, try_batch
-from ..training.task_type import Rows, TaskType, generation_name, refuse_example
+from ..training.task_type import FoldTrial, Listeners, Rows, TaskType, generation_name, refuse_example
 from .network_run import AutoRun, NetworkRun, batch_size_for, committee, predict_source, prepare, total_steps
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
@@ -445,6 +445,7 @@ class NetworkTaskType(TaskType):
     """Networks that learn classes, values or features of images, tables and texts."""
 
     name, learner, title = "network", "networks", "For networks"
+    searched = True
     about = "Classes and values, images, tables and texts: any model of PyTorch."
 
     def recipes(self) -> Mapping[str, Callable[..., Any]]:
@@ -459,6 +460,10 @@ class NetworkTaskType(TaskType):
 
     def prepare(self, request: Request) -> NetworkRun:
         return prepare(request)
+
+    def trial(self, request: Request, folds: int, folder: Path, listeners: Listeners) -> FoldTrial:
+        ready = prepare(request)
+        return lambda fold: ready.held_out(fold, folds, folder / str(fold), listeners)
 
     def card(self, name: str) -> dict[str, Any]:
         return auto_card() if name == AUTO else cards.card(name)

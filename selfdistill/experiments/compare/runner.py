@@ -125,6 +125,8 @@ class Comparison:
         check(settings)
         if request.budget is not None:
             parse_budget(request.budget)
+        if request.search is not None or request.trials is not None:
+            raise DataError("a comparison searches nothing; search by `selfdistill run`, and compare what it chooses")
         design = design_for(request, settings.methods)
         request = design.shared(request, settings)
         default = Path("runs") / f"compare-{replace(request, method=' '.join(settings.methods)).name()}"
