@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from ..evaluation.predict import (
     halfwidth,
     points,
     scored,
+    some_of,
     with_interval,
 )
 from ..io.expressions import one_line
@@ -310,6 +312,13 @@ def score_test(
         return figures, outputs, None
     half = halfwidth(errors)
     return {**figures, **covered(outputs, y, errors)}, outputs, half if half < torch.inf else None
+
+
+def training_gap(run: TableRun, model: Any, test: Mapping[str, float]) -> dict[str, float]:
+    """The gap between the scores on labelled training rows and those on the test split, as of `metrics.gap`."""
+    ids = run.data.labelled[some_of(torch.arange(len(run.data.labelled))).numpy()]
+    outputs = predict_frame(model, run.data.rows(ids), len(run.data.classes))
+    return metrics.gap(scored(outputs, torch.from_numpy(run.data.y[ids]), run.data.task), test)
 
 
 def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
