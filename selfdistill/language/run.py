@@ -54,7 +54,18 @@ MEASURED = 32  # answers whose length is told
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
 
 
-_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets", "columns")
+_NETWORKS = (
+    "target",
+    "text",
+    "unlabelled",
+    "image_size",
+    "augment",
+    "init",
+    "audit_folds",
+    "targets",
+    "columns",
+    "explore",
+)
 
 
 def read_recipe(expression: str) -> Language:
