@@ -116,7 +116,7 @@ class FitProgress:
         if meter is None:
             return True
         each = (time.monotonic() - self.begun) / max(1, self.done) / budget.MARGIN
-        if meter.affords(budget.Cost(trainings * each, float(trainings * self.rows))):
+        if meter.affords(budget.Expense(trainings * each, float(trainings * self.rows))):
             return True
         meter.cut(f"{what}: {trainings} further trainings do not fit")
         return False

@@ -284,7 +284,7 @@ class NetworkRun:
         )  # fmt: skip
         return HeldOut(loss, trained.passes.cost(), trained.seconds)
 
-    def _control_cost(self, meter: budget.Meter) -> budget.Cost:
+    def _control_cost(self, meter: budget.Meter) -> budget.Expense:
         """The cost of a step of the plain model, which trains for as many steps as the method."""
         settings = {**self.settings, "batch_size": batch_size_for(self.data, plain())}
         return step_cost(meter, self.build, self.data, plain(), self.request.device, **settings)

@@ -240,7 +240,7 @@ def search(request: Request, task: TaskType, folder: Path, listeners: Listeners)
     study = _study(place, request.search or "", PRUNED_BELOW)
     meter, exhaustive = budget.active(), grid is not None and grid <= number
     if meter is not None:
-        meter.trainings, meter.beside, meter.shared = planned * folds + 2, budget.Cost(), "search"
+        meter.trainings, meter.beside, meter.shared = planned * folds + 2, budget.Expense(), "search"
     while len(done := _finished(study)) < planned:
         if meter is not None and done and not _affords(meter, done):
             meter.cut(f"{len(done)} trials in place of {planned}: no more fit")
@@ -293,7 +293,7 @@ def _affords(meter: budget.Meter, done: Sequence[Any]) -> bool:
     """Whether one more trial fits, and after it the winner with its control, each about a fold's training."""
     longest = max(t.user_attrs["seconds"] for t in done), max(t.user_attrs["passes"] for t in done)
     folds = max(1, *(len(t.intermediate_values) for t in done))
-    return meter.affords(budget.Cost(*(cost * (1 + 2 * 1.5 / folds) for cost in longest)))
+    return meter.affords(budget.Expense(*(cost * (1 + 2 * 1.5 / folds) for cost in longest)))
 
 
 def _study(place: Path, space: str, p_threshold: float) -> Any:

@@ -121,7 +121,7 @@ def most_trials(planned: int, explore: float | None, each: int = 0) -> int:
     return max(1, min(planned, math.floor(ratio / each if each else ratio + 1)))
 
 
-class Cost(NamedTuple):
+class Expense(NamedTuple):
     """Seconds and sample passes."""
 
     seconds: float = 0.0
@@ -162,10 +162,10 @@ class Meter:
 
     def __init__(self, text: str, folder: Path | None = None, tell: Callable[[str], None] = print) -> None:
         self.budget, self.text, self.folder, self.tell = parse_budget(text), text, folder, tell
-        self.trainings, self.beside, self.follows, self.alike, self._method = 1, Cost(), False, False, ""
+        self.trainings, self.beside, self.follows, self.alike, self._method = 1, Expense(), False, False, ""
         self.shared = ""
         self.steps: dict[str, int] = {}
-        self.until: dict[str, Cost] = {}
+        self.until: dict[str, Expense] = {}
         self.cuts: list[str] = []
         self.passes: dict[str, float] = {}  # of each training
         self._earlier, self.highest = 0.0, 0.0
@@ -196,9 +196,9 @@ class Meter:
             write_json(self.folder / FILE, {**state, "until": until, "cut": self.cuts})
 
     @property
-    def spent(self) -> Cost:
+    def spent(self) -> Expense:
         """The cost so far, over all processes that took the run on."""
-        return Cost(self._earlier + time.monotonic() - self._begun, math.fsum(self.passes.values()))
+        return Expense(self._earlier + time.monotonic() - self._begun, math.fsum(self.passes.values()))
 
     @property
     def peak(self) -> float:
@@ -219,12 +219,12 @@ class Meter:
         spent = {"seconds": round(self.spent.seconds, 2), "passes": self.spent.passes}
         return {"bound": self.text, **spent, "peak_mib": round(self.peak / 2**20, 1), "cut": list(self.cuts)}
 
-    def left(self) -> Cost:
+    def left(self) -> Expense:
         """What is left; infinite where nothing bounds it."""
         bound = _bounds({"seconds": self.budget.seconds, "passes": self.budget.passes})
-        return Cost(*(max(0.0, whole - spent) for whole, spent in zip(bound, self.spent, strict=True)))
+        return Expense(*(max(0.0, whole - spent) for whole, spent in zip(bound, self.spent, strict=True)))
 
-    def affords(self, cost: Cost) -> bool:
+    def affords(self, cost: Expense) -> bool:
         """Whether so much more is within the bounds, and the memory too."""
         enough = all(more <= rest for more, rest in zip(cost, self.left(), strict=True))
         return enough and (self.budget.memory is None or self.peak <= self.budget.memory)
@@ -247,20 +247,20 @@ class Meter:
         key = folder.relative_to(self.folder).as_posix() if folder and self.folder and inside else "."
         if key not in self.until:
             share = 1 if self.follows else max(1, self.trainings)
-            self.until[key] = Cost(*(a + b / share for a, b in zip(self.spent, self.left(), strict=True)))
+            self.until[key] = Expense(*(a + b / share for a, b in zip(self.spent, self.left(), strict=True)))
         self.write()
         name = self.shared or hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(method)).encode()).hexdigest()[:12]
         if self.follows:
-            return Allowance(self, key, self._method if self.alike else f"{name} follows", self.until[key], Cost())
+            return Allowance(self, key, self._method if self.alike else f"{name} follows", self.until[key], Expense())
         self.trainings, self._method = self.trainings - 1, name
         return Allowance(self, key, name, self.until[key], self.beside)
 
 
-def _bounds(cost: Mapping[str, float | None]) -> Cost:
-    return Cost(*(math.inf if value is None else value for value in (cost["seconds"], cost["passes"])))
+def _bounds(cost: Mapping[str, float | None]) -> Expense:
+    return Expense(*(math.inf if value is None else value for value in (cost["seconds"], cost["passes"])))
 
 
-def _finite(cost: Cost) -> dict[str, float | None]:
+def _finite(cost: Expense) -> dict[str, float | None]:
     return {name: None if value == math.inf else value for name, value in cost._asdict().items()}
 
 
@@ -279,8 +279,8 @@ class Allowance:
     meter: Meter
     key: str
     name: str
-    until: Cost
-    beside: Cost
+    until: Expense
+    beside: Expense
     steps: int = 0  # that it has taken
 
     def planned(self, generation: int) -> int | None:
@@ -291,7 +291,7 @@ class Allowance:
         self,
         generation: int,
         generations: int,
-        step: Cost,
+        step: Expense,
         requested: int,
         per_epoch: int,
         tail: float = 0.0,
@@ -313,7 +313,7 @@ class Allowance:
         Raises:
             DataError: not one step fits.
         """
-        each = Cost((step.seconds + self.beside.seconds) / MARGIN, step.passes + self.beside.passes)
+        each = Expense((step.seconds + self.beside.seconds) / MARGIN, step.passes + self.beside.passes)
         number, enough = 1 + later * (generations - generation - 1), min(requested, per_epoch)
         rests = (self._rest(0, 0.0) - tail, self._rest(1, 0.0))
         fitting = [rest / cost for rest, cost in zip(rests, each, strict=True) if cost and rest < math.inf]
@@ -356,10 +356,10 @@ class Allowance:
             else None
         )
 
-    def goes_on(self, costs: Sequence[Cost], number: int, generations: int) -> bool:
+    def goes_on(self, costs: Sequence[Expense], number: int, generations: int) -> bool:
         """Whether one more of the first steps is worth measuring: at the most a small share of a generation's part."""
         seconds, passes = (sum(kind) for kind in zip(*costs, strict=True))
-        left, more = Cost(self._rest(0, 0.0) / generations, self._rest(1, 0.0) / generations), costs[-1]
+        left, more = Expense(self._rest(0, 0.0) / generations, self._rest(1, 0.0) / generations), costs[-1]
         share = PILOT if len(costs) > 2 else 6 * PILOT  # the first step is slower than the others
         enough = seconds + more.seconds > share * left.seconds or passes + more.passes > PILOT * left.passes
         return len(costs) < number and not enough
@@ -416,11 +416,11 @@ def unbounded() -> Iterator[None]:
         _active.reset(token)
 
 
-def expect(trainings: int, beside: Callable[[Meter], Cost] | None = None) -> None:
+def expect(trainings: int, beside: Callable[[Meter], Expense] | None = None) -> None:
     """Tell the budget how many trainings are to come; ``beside`` measures a step of the control that each has."""
     if (meter := active()) is not None:
         meter.trainings = trainings
-        meter.beside = Cost() if beside is None else beside(meter)
+        meter.beside = Expense() if beside is None else beside(meter)
 
 
 @contextmanager

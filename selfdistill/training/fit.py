@@ -234,7 +234,7 @@ def step_cost(
     method: Method,
     device: torch.device | str | None = None,
     **settings: Any,
-) -> budget.Cost:
+) -> budget.Expense:
     """The cost of a step of a training, its share of an evaluation included, from a few steps that are discarded.
 
     Args:
@@ -249,8 +249,8 @@ def step_cost(
     trainer = Trainer(NetworkTask(build, sealed(data), method), method, Settings(**settings),
                       device=choose_device(device), warn=lambda line: None)  # fmt: skip
     trainer.begin(0)
-    until = budget.Cost(*(spent + left for spent, left in zip(meter.spent, meter.left(), strict=True)))
-    step, evaluation = trainer.measure(budget.Allowance(meter, "baseline", "", until, budget.Cost()))
+    until = budget.Expense(*(spent + left for spent, left in zip(meter.spent, meter.left(), strict=True)))
+    step, evaluation = trainer.measure(budget.Allowance(meter, "baseline", "", until, budget.Expense()))
     return step._replace(seconds=step.seconds + evaluation / trainer.state.clock.per_epoch)
 
 

@@ -391,7 +391,7 @@ class Trainer:
             self.begin(generation)
         return bool(steps)
 
-    def measure(self, allowance: budget.Allowance) -> tuple[budget.Cost, float]:
+    def measure(self, allowance: budget.Allowance) -> tuple[budget.Expense, float]:
         """The cost of a step, and the seconds of an evaluation, from the first steps of the generation that has begun.
 
         The weights have moved afterwards, so the generation is to begin again.
@@ -399,12 +399,12 @@ class Trainer:
         state, callbacks, clock = self.state, self._after_step, self.state.clock
         passes, steps = state.passes, state.steps_done
         self._after_step = []
-        costs = list[budget.Cost]()
+        costs = list[budget.Expense]()
         generations = clock.generations - clock.generation
         while not costs or allowance.goes_on(costs, min(budget.FIRST_STEPS, clock.length), generations):
             before, at = state.passes.cost(), time.monotonic()
             self.step()
-            costs.append(budget.Cost(time.monotonic() - at, state.passes.cost() - before))
+            costs.append(budget.Expense(time.monotonic() - at, state.passes.cost() - before))
         at = time.monotonic()
         if self.task.audit_rows and math.isfinite(allowance.until.seconds):
             self.task.evaluate(state)
@@ -412,7 +412,7 @@ class Trainer:
         allowance.spend(state.passes.cost() - passes.cost(), f", first steps of generation {clock.generation}")
         state.passes, state.steps_done, self._after_step = passes, steps, callbacks
         seconds = statistics.median(cost.seconds for cost in costs[1:] or costs)  # the first one is slower
-        return budget.Cost(seconds, max(cost.passes for cost in costs)), evaluation
+        return budget.Expense(seconds, max(cost.passes for cost in costs)), evaluation
 
     def _train_generation(self, stop: threading.Event, progress: Progress | None) -> bool:
         """Train and audit the generation under way; whether another one follows."""

@@ -14,7 +14,7 @@ from selfdistill.errors import CheckpointError, DataError
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.models.store import load_model
-from selfdistill.training.budget import Allowance, Budget, Cost, Meter, parse_budget
+from selfdistill.training.budget import Allowance, Budget, Expense, Meter, parse_budget
 from selfdistill.training.fit import Stopped
 from selfdistill.training.trainer import Trainer
 from tests.terminal import passed, refused
@@ -96,7 +96,7 @@ def meter_at(seconds: float, budget: str = "100s") -> Meter:
 
 
 def test_generations_share_a_budget_and_the_last_ones_are_left_out() -> None:
-    step = Cost(0.09, 0.0)  # 0.1 s with the margin
+    step = Expense(0.09, 0.0)  # 0.1 s with the margin
     allowance = meter_at(0.0).allowance(None, "method")
     assert allowance.plan(0, 2, step, 10_000, 100) == pytest.approx(499, abs=1)
     allowance = meter_at(0.0).allowance(None, "method")
@@ -107,10 +107,10 @@ def test_generations_share_a_budget_and_the_last_ones_are_left_out() -> None:
 
 def test_what_follows_has_its_share_reserved() -> None:
     meter = meter_at(0.0)
-    meter.trainings, meter.beside = 4, Cost(0.09, 0.0)
+    meter.trainings, meter.beside = 4, Expense(0.09, 0.0)
     allowance = meter.allowance(None, "method")
     assert allowance.until.seconds == pytest.approx(25, abs=0.1)
-    assert allowance.plan(0, 1, Cost(0.09, 0.0), 10_000, 10) == pytest.approx(125, abs=2)
+    assert allowance.plan(0, 1, Expense(0.09, 0.0), 10_000, 10) == pytest.approx(125, abs=2)
 
 
 def test_the_guard_ends_a_training_for_time_passes_and_memory() -> None:

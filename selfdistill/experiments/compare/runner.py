@@ -33,7 +33,7 @@ from ...io.tensors import write_json
 from ...report import COMPARISON, LABEL_CURVE, PAGE, surviving
 from ...report import write as write_report
 from ...training import threads
-from ...training.budget import FILE, MARGIN, Cost, Meter, Peak, parse_budget
+from ...training.budget import FILE, MARGIN, Expense, Meter, Peak, parse_budget
 from ...training.comparison import ComparisonDesign, ComparisonSettings, Job, check, cost, of_seed, split_match
 from ..folder import Folder, locked
 from ..processes import run_jobs
@@ -238,7 +238,7 @@ class Comparison:
         asked = max(job.steps for job in jobs)
         if not asked:
             return seeds, None
-        fixed, rate, costs = Cost(), Cost(), dict[str, float]()
+        fixed, rate, costs = Expense(), Expense(), dict[str, float]()
         for job in jobs:
             short = max(1, asked // TRIAL)
             _, one = self._trial(job, short, plan["threads"])
@@ -246,13 +246,13 @@ class Comparison:
             alike = design.trainings(job)
             slope = [max((b - a) / short, b / (8 * short)) for a, b in zip(one, two, strict=True)]
             start = [max(0.0, a - s * short) for a, s in zip(one, slope, strict=True)]
-            rate = Cost(*(max(a, b / alike) for a, b in zip(rate, slope, strict=True)))
-            fixed = Cost(*(max(a, b / alike) for a, b in zip(fixed, start, strict=True)))
+            rate = Expense(*(max(a, b / alike) for a, b in zip(rate, slope, strict=True)))
+            fixed = Expense(*(max(a, b / alike) for a, b in zip(fixed, start, strict=True)))
             costs[job.name] = cost(second, two.seconds, self.settings.match) * asked / (2 * short)
         meter.check_memory("a training of the comparison")
         each = design.planned(costs)[1]
         trainings, workers = sum(map(design.trainings, each)), self._workers(len(each) * len(seeds), plan["threads"])
-        spend = Cost(MARGIN * meter.left().seconds * workers, meter.left().passes)
+        spend = Expense(MARGIN * meter.left().seconds * workers, meter.left().passes)
 
         def fitting(seeds: int) -> int:
             """The steps that so many seeds may have."""
@@ -283,7 +283,7 @@ class Comparison:
         with named(job), threads.limited_to(count):
             record = self.design.run(short, self.request, folder)
         shutil.rmtree(folder, ignore_errors=True)
-        return record, Cost(time.monotonic() - begun, _passes(record))
+        return record, Expense(time.monotonic() - begun, _passes(record))
 
     def _complete(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs of the seeds whose cells are all there.
@@ -337,7 +337,7 @@ class Comparison:
         number, meter = 0, self._meter
 
         def choose(queue: Sequence[Job], running: Sequence[Job]) -> Job | None:
-            return queue[0] if queue and (meter is None or meter.affords(Cost())) else None
+            return queue[0] if queue and (meter is None or meter.affords(Expense())) else None
 
         def finished(job: Job, record: None) -> None:
             nonlocal number
