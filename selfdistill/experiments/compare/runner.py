@@ -276,7 +276,7 @@ class Comparison:
             meter.cut(f"{steps:,} steps in place of {asked:,}: no more fit")
         return seeds[:number], steps if steps < asked else None
 
-    def _trial(self, job: Job, steps: int, count: int) -> tuple[dict[str, Any], Cost]:
+    def _trial(self, job: Job, steps: int, count: int) -> tuple[dict[str, Any], Expense]:
         """Train a job for a few steps: its record, and its cost."""
         folder, begun = self.folder / "trial", time.monotonic()
         short = replace(job, steps=steps, count=min(job.count, steps))
