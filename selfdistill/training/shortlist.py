@@ -10,11 +10,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..core.step import Passes
 from ..errors import NotFiniteError, RecipeError, VitalsError
 from ..evaluation.statistics import smallest_visible
+from ..io.expressions import expression_name
+from ..io.files import write
+
+LOG = "metrics.jsonl"
 
 T = TypeVar("T")
 
@@ -125,6 +130,15 @@ def _figures(score: float, beside: float, reference: str, measure: str) -> str:
     return f"{score:.4g} against {beside:.4g} of {reference}"
 
 
+def foreword(names: Sequence[str], each: str, chooses: str) -> list[str]:
+    """The lines before training: what is tried, what that costs, and what chooses.
+
+    >>> foreword(["plain()", "elr()"], "of 10 steps each", "validation accuracy")
+    ['auto(): 2 trainings of 10 steps each: plain(), elr()', 'auto(): validation accuracy chooses']
+    """
+    return [f"auto(): {len(names)} trainings {each}: {', '.join(names)}", f"auto(): {chooses} chooses"]
+
+
 def visible(rows: int, measure: str) -> str:
     """How small a difference between two candidates so many validation rows can show, in words."""
     if measure != "accuracy":
@@ -133,6 +147,21 @@ def visible(rows: int, measure: str) -> str:
     if least > 1:
         return f"{rows} validation rows, which show no difference for certain"
     return f"{rows} validation rows; a difference below {100 * least:.1f} points may be chance"
+
+
+def candidate_folder(number: int, expression: str) -> str:
+    """The folder of a candidate's training, below that of the run.
+
+    >>> candidate_folder(2, "elr()")
+    'candidates/2-elr'
+    """
+    return f"candidates/{number}-{expression_name(expression)}"
+
+
+def copy_log(source: Path, target: Path) -> None:
+    """Copy the metrics of a candidate's training to where reports read those of a run."""
+    target.mkdir(parents=True, exist_ok=True)
+    write(target / LOG, (source / LOG).read_text(encoding="utf-8"))
 
 
 def try_each(
