@@ -34,7 +34,7 @@ from .options import (
     trust_option,
     update_options,
 )
-from .report import label_errors, report, theory, vitals
+from .report import label_errors, label_next, report, theory, vitals
 
 if TYPE_CHECKING:
     from ..experiments.run import Run
@@ -395,6 +395,7 @@ main.add_command(pretrain)
 main.add_command(report)
 main.add_command(vitals)
 main.add_command(label_errors)
+main.add_command(label_next)
 main.add_command(theory)
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -100,6 +101,21 @@ def number_or_column(context: click.Context, option: click.Parameter, value: str
     return number if value.isdecimal() else value
 
 
+def label_options(context: click.Context, values: tuple[str, ...]) -> int | None:
+    """The number among the values of ``--labels``; the file among them becomes the parameter ``decisions``."""
+    numbers = [value for value in values if value.lstrip("+-").isdecimal()]
+    files = [value for value in values if value not in numbers]
+    for each in (numbers, files):
+        if len(each) > 1:
+            raise click.BadParameter(f"{each[1]!r} is the second one of its kind; give one number and one file at most")
+    if numbers and int(numbers[0]) < 1:
+        raise click.BadParameter(f"{numbers[0]} is not in the range x>=1.")
+    if files and not Path(files[0]).is_file():
+        raise click.BadParameter(f"{files[0]!r} is neither a number of 1 or more nor a file of decisions.")
+    context.params["decisions"] = files[0] if files else None
+    return int(numbers[0]) if numbers else None
+
+
 raw_csv_option = click.option(
     "--raw-csv",
     is_flag=True,
@@ -152,9 +168,11 @@ DATA_OPTIONS = [
     click.option("--validation", metavar="PATH", help="Your own validation split, likewise."),
     click.option(
         "--labels",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Use the labels of N training rows and of at most N validation rows only; the rest is unlabelled.",
+        multiple=True,
+        metavar="N|FILE",
+        callback=lambda context, option, values: label_options(context, values),
+        help="N: use the labels of N training rows and of at most N validation rows only; the rest is unlabelled. "
+        "FILE: add the labels of a decisions CSV (see `label-next`). Both may be given.",
     ),
     click.option(
         "--label-noise",

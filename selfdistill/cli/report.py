@@ -1,4 +1,4 @@
-"""``selfdistill report``, ``vitals`` and ``label-errors``: the results of a finished run.
+"""``selfdistill report``, ``vitals``, ``label-errors``, ``label-next``: results and next labels of a finished run.
 
 ``selfdistill theory``: every identity of the theory with its largest deviation from a reference of its own.
 """
@@ -14,7 +14,9 @@ from typing import Any
 import click
 
 from ..io.files import writable, write
-from .options import echo, one_line_errors
+from .options import Finite, echo, one_line_errors, raw_csv_option, trust_option
+
+STRATEGIES, MAX_ERROR = ("best", "margin", "random"), 0.05  # of `evaluation.label_next`, which imports torch
 
 
 @click.command()
@@ -63,6 +65,51 @@ def label_errors(run_folder: str, top: int, as_json: bool) -> None:
     run = Run.open(run_folder)
     labels = run.task.label_errors(run.folder, top)
     echo(json.dumps(labels, sort_keys=True) if as_json else label_error_table(labels))
+
+
+@click.command("label-next")
+@click.argument("run_folder", metavar="RUN")
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Rows to ask for."
+)
+@click.option("--out", metavar="FILE", help="File of decisions [default: decisions.csv in RUN].")
+@click.option(
+    "--strategy",
+    type=click.Choice(STRATEGIES),
+    default=STRATEGIES[0],
+    show_default=True,
+    help="best: uncertain rows that differ from each other; margin: the most uncertain rows; random.",
+)
+@click.option(
+    "--max-error",
+    type=Finite(min=0, max=1, max_open=True),
+    default=MAX_ERROR,
+    show_default=True,
+    metavar="F",
+    help="Largest error rate of the labels that the model gives itself; 0: it gives none.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@raw_csv_option
+@trust_option
+@one_line_errors
+def label_next(
+    run_folder: str, count: int, out: str | None, strategy: str, max_error: float, as_json: bool, raw_csv: bool
+) -> None:
+    """Propose which unlabelled rows of RUN to label next, and label the rows on which the model is sure.
+
+    The file has the columns row, given, suggested, decision and by. Fill in `decision` where `by` is person: accept,
+    the class itself, skip (leave it open for good) or drop. Then train with these labels: `selfdistill run DATA
+    --labels FILE`. The test split never changes. Given again, the command keeps the decisions in the file.
+    """
+    from ..evaluation.label_next import proposal_text
+    from ..experiments.run import Run
+
+    summary = Run.open(run_folder).label_next(count, out, strategy=strategy, max_error=max_error, raw_csv=raw_csv)
+    if as_json:
+        echo(json.dumps(summary, sort_keys=True))
+        return
+    echo(proposal_text(summary))
+    echo(f"File: {summary['file']}. Fill in its column decision, then train by `selfdistill run DATA --labels FILE`.")
 
 
 @click.command()

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -38,8 +39,9 @@ from ..io.run_record import Request, read_record
 from ..io.tensors import canonical
 from ..methods.prior import read_auto
 from ..methods.registry import is_auto
+from ..training import budget
 from ..training.fit import choose_device
-from ..training.shortlist import Trial, candidate_folder, foreword, try_each
+from ..training.shortlist import Trial, candidate_folder, foreword, refuse_budget, try_each
 from ..training.task_type import Listeners
 from .actors import Actor, SelectedColumns
 from .environments import Environment, replays
@@ -73,6 +75,7 @@ OWN_FIELDS = {
     "episodes",
     "engine",
     "deployment",
+    "budget",
 }
 NOTHING_TAUGHT = (
     "nothing taught this policy but its reward; a second opinion has something to teach where a part of the state is "
@@ -147,6 +150,7 @@ class ControlRun:
 
         ``below`` is the folder of the method's training, below that of the run, where it is another one.
         """
+        self._fit_into_budget()
         own, lineage, teacher = self.train_policy(folder / below, listeners)
         own = own._replace(folder=str(Path(below, own.folder)))
         product, outcomes = lineage.product, [own]
@@ -162,6 +166,40 @@ class ControlRun:
         save_policy(folder / "model", product.model, self.arm.environment, self.arm.hidden)
         frames = _draw(folder, self.player, product.policy)
         return self._result(folder, lineage, outcomes, tests, frames)
+
+    def _fit_into_budget(self) -> None:
+        """Take as many steps of the environment as the budget has room for, by the cost of two rollouts.
+
+        Raises:
+            DataError: it has room for none.
+        """
+        meter, key = budget.active(), "policy"
+        if meter is None:
+            return
+        controls = 2 + self.can_continue() if self.request.control and self.method.method is not None else 0
+        taught = self.method.needs_teacher and self.teacher is None
+        method = 2.0 if self.method.method is not None else 1.0  # its extra steps, and those of its matched control
+        if key not in meter.steps:
+            begun, short = time.monotonic(), replace(self.arm, steps=2 * self.arm.per_rollout)
+            with budget.unbounded():
+                trained = train(short, Place(replays=self.replays))
+            seconds = (time.monotonic() - begun) / 2 / budget.MARGIN
+            meter.check_memory("a training of the policy")
+            meter.passes["first rollouts"] = float(trained.steps + 3 * trained.updates * self.arm.batch_size)
+            passes = meter.passes["first rollouts"] / 2
+            trainings = method + taught + (method if controls else 0) + max(0, controls - 1)
+            rest = meter.left()
+            rollouts = int(min(rest.seconds / seconds, rest.passes / passes, trainings * self.arm.rollouts) / trainings)
+            if not rollouts:
+                raise DataError(
+                    f"--budget {meter.text} has no room for a rollout of {self.arm.per_rollout} steps in each of its "
+                    "trainings; give a larger one"
+                )
+            meter.steps[key] = min(self.arm.steps, rollouts * self.arm.per_rollout)
+            if meter.steps[key] < self.arm.steps:
+                meter.cut(f"{meter.steps[key]:,} steps of the environment in place of {self.arm.steps:,}: no more fit")
+            meter.write()
+        self.arm = replace(self.arm, steps=meter.steps[key])
 
     def train_policy(self, folder: Path, listeners: Listeners) -> tuple[Outcome, Lineage, Trained | None]:
         """Train the teacher, where it is trained here, and the method: what came of it, its trainings, the teacher."""
@@ -302,6 +340,7 @@ class AutoControlRun(ControlRun):
 
 def shortlisted(request: Request) -> AutoControlRun:
     """The run of ``auto()``: a restart, and the recipes that the request has a teacher for; else those without one."""
+    refuse_budget(request.budget)
     taught = TAUGHT if request.teacher is not None else SEEING if request.sees is not None else ALONE
     most = read_auto(request.method or "auto()").most
     runs = [_candidate(request, expression) for expression in (RESTARTED, *taught)[:most]]

@@ -31,6 +31,7 @@ from ..errors import NotFiniteError
 from ..io import checkpoint
 from ..io.schema import refuse_misfits
 from ..io.tensors import Tree
+from ..training import budget
 from .environments import Addressed, Environment, same
 from .rollout_log import RolloutLog, stateful
 from .store import ENGINES, policy_arguments
@@ -143,12 +144,18 @@ class Place:
     callbacks: Sequence[BaseCallback] = field(default=())
 
 
+class _SpentError(Exception):
+    """The budget ends a training between two rollouts."""
+
+
 class _Border(RolloutLog):
     """Writes the log and checkpoints between two rollouts, before any other callback, and seeds the next rollout."""
 
     def __init__(self, arm: Arm, vector: DummyVecEnv, place: Place) -> None:
         super().__init__(place.folder, place.callbacks)
         self.arm, self.vector, self.place = arm, vector, place
+        meter = budget.active()
+        self.allowance = None if meter is None else meter.allowance(place.folder, arm)
         self.seconds, self.begun, self.saved_at, self.saved_steps = 0.0, time.monotonic(), time.monotonic(), 0
 
     def _on_rollout_start(self) -> None:
@@ -158,10 +165,18 @@ class _Border(RolloutLog):
             overdue = time.monotonic() - self.saved_at >= self.place.save_seconds
             if steps - self.saved_steps >= self.place.save_steps if self.place.save_steps else overdue:
                 self.save()
+        if self.allowance is not None and (why := self.allowance.over(self.passes(), 0, 0.0)):
+            self.save()
+            raise _SpentError(f"{steps:,} steps of the environment in place of {self.arm.steps:,}: {why}")
         key = rng.seed(self.arm.seed, "rollout", steps)
         random.seed(key)
         np.random.seed(key % 2**32)  # stable-baselines3 draws from it
         torch.manual_seed(key)
+
+    def passes(self) -> float:
+        """The passes so far: a step of the environment counts 1, a row of a gradient step 3."""
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        return float(self.model.num_timesteps + 3 * gradient_steps(self.model) * self.arm.batch_size)
 
     def report(self, entry: dict[str, Any]) -> None:
         if self.place.progress:
@@ -251,10 +266,16 @@ def train(arm: Arm, place: Place, begin: nn.Module | None = None) -> Trained:
         try:  # the whole length is given, as schedules are by the share of it that is done
             left = arm.steps - model.num_timesteps
             model.learn(left, callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        except _SpentError as over:
+            assert border.allowance is not None
+            border.allowance.meter.cut(f"{border.allowance.key}: {over}".removeprefix(".: "))
+            callbacks.on_training_end()
         except ValueError:  # what a distribution of nan raises
             require_finite(model.policy, model.num_timesteps)
             raise
         border.save()
+    if border.allowance is not None:
+        border.allowance.spend(border.passes())
     seconds = border.seconds + time.monotonic() - border.begun
     vector.close()
     return Trained(model, border.history, model.num_timesteps, gradient_steps(model), seconds)

@@ -23,6 +23,7 @@ from . import column_types, image_lists, images, sources, splits, tables
 from .augment import Tokens
 from .column_types import Column
 from .copies import CopyReport, check_values, notices, row_groups, time_values
+from .decisions import RowNames, decide
 from .image_store import ImageStore, row_sources
 from .sources import NAMES, RawData
 from .split_columns import SplitRequest, Tasks
@@ -70,6 +71,8 @@ class Data:
     title: str = ""  # of the report on them
     digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
     skip_note: str = ""  # files that are no rows, and why
+    counts: tuple[tuple[str, int], ...] = ()  # of tables: the rows of each file
+    decision_note: str = ""  # what a file of decisions changed
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
@@ -125,6 +128,8 @@ class Data:
         if self.skip_note:
             lines.append(f"{self.name}: {self.skip_note}")
         lines += notices(self.name, self.copies.describe())
+        if self.decision_note:
+            lines.append(self.decision_note)
         if self.task == "features":
             inputs = tables.feature_names(self.preprocessor) if self.preprocessor is not None else []
             told = f" (inputs: {', '.join(inputs[:12])}{', ...' * (len(inputs) > 12)})" if inputs else ""
@@ -137,6 +142,11 @@ class Data:
                 "there"
             )
         return "\n".join(lines)
+
+    @property
+    def row_names(self) -> RowNames:
+        """The names of the rows, by which a file of decisions knows them."""
+        return RowNames(self.names, self.counts)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -200,6 +210,8 @@ def load(
     tasks: str | None = None,
     preprocessor: Any = None,
     taught: Sequence[str] = (),
+    decisions: str | Path | None = None,
+    raw_csv: bool = False,
 ) -> Data:
     """The data ``source``: "digits", "fashion-mnist", a folder of images or IDX files, or the file of a table.
 
@@ -215,6 +227,8 @@ def load(
     of these splits, and a column ``split`` of the words train, validation and test names the split of each row: such
     splits are taken as they are. The column ``tasks`` names the task of each row of a stream. For a model that goes on,
     ``preprocessor`` is that of its table and ``taught`` are its classes, of which the data need no rows that teach.
+    ``decisions`` is a file (`data.decisions`; ``raw_csv`` if it was written so) whose labels come to those that teach,
+    after the splits were drawn.
 
     Raises:
         DataError: anything in the data or the request that cannot be used; the message names it and a remedy.
@@ -225,6 +239,7 @@ def load(
     source = os.fspath(source)
     folder = Path(unlabelled) if unlabelled is not None else None
     options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
+    options |= {"decisions": decisions, "raw_csv": raw_csv}
     files = [Path(part) if isinstance(part, str | Path) else None for part in (test, audit)]
     test, audit = (None if isinstance(part, str | Path) else part for part in (test, audit))
     request = SplitRequest(groups, time, files[0], files[1], tasks)
@@ -398,6 +413,8 @@ def _assemble(
     seed: int,
     preprocessor: Any = None,
     taught: Sequence[str] = (),
+    decisions: str | Path | None = None,
+    raw_csv: bool = False,
 ) -> Data:
     """Draw the splits; a table's preprocessing, unless it is given, is then learnt from the training rows alone."""
     column = splits.LabelColumn(raw.name, raw.y, raw.classes, tuple(taught))
@@ -412,6 +429,7 @@ def _assemble(
         bare=raw.bare,
         groups=groups,
     )
+    parts, note, _ = decide(parts, column, raw.row_names, decisions, raw_csv)
     copies = splits.report_copies(column, groups, parts, raw.names)
     if raw.gradients is not None and not raw.bare:
         copies = splits.report_near_copies(copies, raw.gradients, raw.names, parts)
@@ -440,6 +458,8 @@ def _assemble(
         groups=None if groups is None else groups.groups,
         tasks=raw.tasks,
         copies=copies,
+        counts=raw.counts,
+        decision_note=note,
         **parts._asdict(),
     )
 

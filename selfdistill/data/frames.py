@@ -23,6 +23,7 @@ from ..io.files import DATA_CARD, FORMAT, trim_memory, write
 from . import column_types, sources, splits, tables
 from .column_types import Column
 from .copies import CopyReport, notices, row_groups
+from .decisions import RowNames, decide
 from .split_columns import NO_REQUEST, SplitRequest
 from .table_files import SHOWN, is_table, read_table
 
@@ -47,6 +48,9 @@ class Frame:
     columns: tuple[Column, ...] = ()  # how each column of the file was read
     title: str = ""  # of the report on them
     time: NDArray[np.float64] | None = None  # (n,): the audit leaves the latest rows out
+    row_names: RowNames = RowNames()
+    decision_note: str = ""  # what a file of decisions changed
+    by_model: tuple[int, ...] = ()  # ids of the rows whose labels a model gave
 
     @property
     def task(self) -> str:
@@ -83,7 +87,8 @@ class Frame:
     @property
     def note(self) -> str:
         """The report on the columns, and a notice about copies, to print before training."""
-        return "\n".join([column_types.report(self.title, self.columns), *notices(self.name, self.copies.describe())])
+        lines = [column_types.report(self.title, self.columns), *notices(self.name, self.copies.describe())]
+        return "\n".join([*lines, *([self.decision_note] if self.decision_note else [])])
 
     def describe(self) -> dict[str, Any]:
         """The description of the data for a run's record."""
@@ -145,6 +150,8 @@ def load(
     seed: int = 0,
     columns: Mapping[str, column_types.Kind] | None = None,
     request: SplitRequest = NO_REQUEST,
+    decisions: str | None = None,
+    raw_csv: bool = False,
 ) -> Frame:
     """A table by name or path for learners; arguments as of `data.load`.
 
@@ -172,16 +179,12 @@ def load(
         seed=seed,
         groups=groups,
     )
+    parts, note, by_model = decide(parts, column, raw.row_names, decisions, raw_csv)
     moments = _moments(raw.time, held_out, len(column.y))
     copies = splits.report_copies(column, groups, parts)
     if held_out is not None:  # the audit leaves them out, and the final model learns from all labels
         parts = parts._replace(labelled=torch.cat([parts.labelled, parts.audit]).sort().values)
-    y = parts.y.numpy() if raw.classes else parts.y.double().numpy()
-    if not raw.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
-        raise DataError(
-            f"{raw.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
-            "nothing to learn, choose another column"
-        )
+    y = _targets(raw, parts)
     ids = {name: getattr(parts, name).numpy() for name in ("labelled", "unlabelled", "test")}
     mark = _fingerprint(raw.features, repr(raw.classes), y, *ids.values())
     features = dict(raw.features.items())
@@ -200,7 +203,25 @@ def load(
         raw.columns,
         raw.title,
         moments,
+        raw.row_names,
+        note,
+        tuple(by_model.tolist()),
     )
+
+
+def _targets(raw: sources.RawData, parts: splits.Splits) -> NDArray[Any]:
+    """The target of each row (rows,).
+
+    Raises:
+        DataError: it is the same value in all rows that teach.
+    """
+    y: NDArray[Any] = parts.y.numpy() if raw.classes else parts.y.double().numpy()
+    if not raw.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
+        raise DataError(
+            f"{raw.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
+            "nothing to learn, choose another column"
+        )
+    return y
 
 
 def _moments(time: Any, held_out: Tensor | None, rows: int) -> NDArray[np.float64] | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import DataError
 from . import image_lists, images, splits, tables
 from .column_types import Column, Kind
+from .decisions import RowNames
 from .image_store import ImageStore
 from .split_columns import NO_REQUEST, SplitColumns, SplitRequest, Tasks
 from .table_files import HUB, SHOWN, is_table
@@ -63,6 +64,7 @@ class RawData:
     groups: Any = None  # (n,) rows of one value share a split
     time: Any = None  # (n,) the splits follow it
     tasks: Tasks | None = None  # of a stream
+    counts: tuple[tuple[str, int], ...] = ()  # of a table: the rows of its file and of further ones
 
     def split_by(self, split: SplitColumns) -> RawData:
         """The same rows with the splits that columns and files give."""
@@ -74,6 +76,11 @@ class RawData:
     def inputs(self) -> Any:
         """What is equal where the inputs of rows are equal: digests of image files, pixels, tokens or features."""
         return next(part for part in (self.digests, self.features, self.x) if part is not None)
+
+    @property
+    def row_names(self) -> RowNames:
+        """The names of the rows, by which a file of decisions knows them."""
+        return RowNames(self.names, self.counts)
 
     @property
     def task(self) -> str:
@@ -146,6 +153,7 @@ def _of_table(source: str, table: tables.RawTable, labelled: bool) -> RawData:
         bare=_is_unlabelled(table, labelled),
         columns=table.columns,
         title=table.title,
+        counts=table.counts,
     )
 
 

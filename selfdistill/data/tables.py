@@ -43,6 +43,7 @@ class RawTable(NamedTuple):
     columns: tuple[Column, ...] = ()  # how each column of the file was read
     title: str = ""  # of the report on them: rows and target
     split: SplitColumns = SplitColumns()  # what decides the splits
+    counts: tuple[tuple[str, int], ...] = ()  # the rows of its file and of further ones
 
 
 def sklearn_table(name: str) -> RawTable:
@@ -113,13 +114,15 @@ def read(
         raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
     specs, features = _infer(table, types, compact)
     title = _title(str(path.name), y, classes, target) + (f" ({table.note})" if table.note else "")
+    counts = [(str(more.path), more.rows) for more in (table, *further)]
     for more in further:
         features = _concatenate(features, prepare(more, specs, compact))
     if unlabelled is not None:
         rows = prepare(read_table(unlabelled, (), literal_names(specs)), specs, compact)
         features = _concatenate(features, rows)
+        counts.append((str(unlabelled), len(rows)))
         y = torch.cat([y, y.new_full((len(rows),), torch.nan if y.is_floating_point() else -1)])
-    return RawTable(features, y, classes, (*specs, *split.columns), title, split)
+    return RawTable(features, y, classes, (*specs, *split.columns), title, split, tuple(counts))
 
 
 def _title(name: str, y: Tensor, classes: Sequence[str], target: str | None) -> str:

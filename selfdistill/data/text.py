@@ -84,7 +84,9 @@ class Reader:
             texts = [*texts, *column(extra, self.column)]
             y = torch.cat([y, y.new_full((extra.rows,), -1 if classes else torch.nan)])
         x, cut = self.ids(texts)
-        return RawData(table.path.name, "text", y, classes, x=x).split_by(split), cut
+        counts = [(str(each.path), each.rows) for each in (table, *further, *([extra] if extra else []))]
+        raw = RawData(table.path.name, "text", y, classes, x=x, counts=tuple(counts))
+        return raw.split_by(split), cut
 
     def table(self, name: str) -> tuple[str, list[str]]:
         """The name of a table's file, and the texts of the column.

@@ -28,6 +28,7 @@ from ..data.frames import Frame
 from ..data.split_columns import SplitRequest
 from ..errors import DataError, RecipeError
 from ..evaluation import metrics
+from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.predict import (
     COVERAGE,
     Predictions,
@@ -42,7 +43,7 @@ from ..io.expressions import one_line
 from ..io.run_record import Request
 from ..models.store import ESTIMATOR, model_card, model_folder
 from ..training import threads
-from ..training.task_type import Listeners
+from ..training.task_type import Listeners, require_same_data
 from . import base_learners
 from .base_learners import NETWORKS
 from .recipes import EstimatorRecipe, read_recipe
@@ -121,6 +122,7 @@ def prepare(request: Request) -> TableRun:
             request.groups, request.time, Path(request.test) if request.test else None,
             Path(request.validation) if request.validation else None,
         ),
+        decisions=request.decisions, raw_csv=request.raw_csv,
     )  # fmt: skip
     expression = request.method or _default_recipe(data)
     settings = {"seed": request.seed, "audit": "safe", "audit_folds": request.audit_folds or "auto"}
@@ -362,6 +364,49 @@ def _history_row(row: dict[str, Any], model: Any) -> dict[str, Any]:
     plain = {key: value for key, value in row.items() if key != "decision"}
     decision = row["decision"] or {"accepted": True, "why": f"generation {row['generation']}: {row['what']}"}
     return {**plain, "decision": decision, "measure": model._measure}
+
+
+def committee(folder: Path, request: Request) -> Committee:
+    """The final model, the learner alone and the usual peers, asked of the unlabelled rows.
+
+    The mean of learner and peers labels rows itself, because folds of the labelled rows judge it.
+
+    Raises:
+        CheckpointError: the run has no model yet.
+        DataError: the table cannot be read, or has changed since.
+    """
+    from threadpoolctl import threadpool_limits
+
+    from .io import load
+    from .wrappers import ClassNames, IndicatorEncoder, seeded_clone
+
+    run, place = prepare(request), model_folder(folder)
+    data = run.data
+    require_same_data(folder, data.fingerprint)
+    require_unlabelled(data.name, len(data.unlabelled))
+    final, rows, seed = load(place / ESTIMATOR), data.rows(data.unlabelled), int(run.settings["seed"])
+    random, limit = np.random.RandomState(seed), threads.for_table(*data.sample.shape)
+    learners = [run.learner(seed), *(seeded_clone(peer, random) for peer in run.peers())]
+
+    def outputs(model: Any) -> Tensor:
+        output = predict_frame(model.estimator_ if isinstance(model, ClassNames) else model, rows, len(data.classes))
+        return output.exp() if run.classify else output
+
+    def features(places: Tensor) -> Tensor:
+        encoder = IndicatorEncoder().fit(data.sample)
+        return torch.from_numpy(encoder.transform(rows.iloc[places.numpy()]).toarray())
+
+    with threadpool_limits(limit):
+        members = [outputs(final), *(outputs(fit(run, learner)) for learner in learners)]
+        held, truth, ids = None, torch.zeros(0), torch.from_numpy(data.unlabelled)
+        if run.classify:
+            judged = [cross_predict(run, learner, seed) for learner in learners]
+            places = data.labelled[judged[0][0]]
+            real = ~np.isin(places, data.by_model)
+            held = torch.stack([output.exp() for _, output in judged]).mean(0)[torch.from_numpy(real)]
+            truth = torch.from_numpy(data.y[places[real]])
+    stacked = torch.stack(members)
+    return Committee(ids, data.row_names, data.classes, stacked, features, held, truth, stacked[1:].mean(0))
 
 
 def predict(folder: Path, source: str, exit_number: int | None = None) -> Predictions:

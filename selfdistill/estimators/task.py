@@ -10,6 +10,7 @@ from ..data import sources
 from ..data.table_files import SHOWN, is_table
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.label_errors import read_conflicts
+from ..evaluation.label_next import Committee
 from ..evaluation.predict import Predictions
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request
@@ -105,6 +106,11 @@ class TableTaskType(TaskType):
         if conflicts := read_conflicts(folder, top):
             return conflicts
         raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
+
+    def committee(self, folder: Path, request: Request) -> Committee:
+        from .run import committee
+
+        return committee(folder, request)
 
     def vitals(self, folder: Path) -> dict[str, Any]:
         """Refused: a learner takes no steps."""

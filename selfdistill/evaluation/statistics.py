@@ -448,3 +448,47 @@ def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -
     """
     a, b = np.asarray(ours, dtype=np.float64)[:, None], np.asarray(theirs, dtype=np.float64)[None, :]
     return float(((a > b) + 0.5 * (a == b)).mean())
+
+
+class Reach(NamedTuple):
+    """The amount, such as of labels, at which a curve reaches a goal, and the ends of its interval; the smallest amount
+    means it or less, and infinity more than the largest one."""
+
+    amount: float
+    low: float
+    high: float
+
+
+def amount_reached(
+    amounts: Sequence[float], curves: Sequence[Sequence[float]], goals: Sequence[float], level: float = 0.95
+) -> Reach:
+    """Where the mean curve first reaches the mean goal, on straight lines over the logarithm of the amounts.
+
+    The interval is that of percentiles of a bootstrap over seeds, each with its curve and its goal.
+
+    Args:
+        amounts: In ascending order.
+        curves: A score at each amount, more is better, for each seed.
+        goals: The score to reach, for each seed.
+        level: Of the interval.
+
+    >>> amount_reached([10, 40], [[0.0, 1.0], [0.0, 1.0]], [0.5, 0.5])
+    Reach(amount=20.0, low=20.0, high=20.0)
+    """
+    ticks, scores = np.log(np.asarray(amounts, dtype=np.float64)), np.asarray(curves, dtype=np.float64)
+    wanted, source = np.asarray(goals, dtype=np.float64), np.random.default_rng(0)
+
+    def crossing(rows: NDArray[np.int64]) -> float:
+        curve, goal = scores[rows].mean(0), wanted[rows].mean()
+        first = int((curve >= goal - TIE).argmax())
+        if curve[first] < goal - TIE:
+            return math.inf
+        if first == 0:
+            return float(amounts[0])
+        rise = (goal - curve[first - 1]) / (curve[first] - curve[first - 1])
+        return round(math.exp(ticks[first - 1] + rise * (ticks[first] - ticks[first - 1])), 9)
+
+    drawn = sorted(crossing(source.integers(0, len(scores), len(scores))) for _ in range(2000))
+    tail = (1 - level) / 2  # order statistics: there is no mean of infinities
+    low, high = drawn[int(tail * (len(drawn) - 1))], drawn[math.ceil((1 - tail) * (len(drawn) - 1))]
+    return Reach(crossing(np.arange(len(scores))), low, high)

@@ -23,7 +23,7 @@ from ..io.run_record import Request
 from ..methods.registry import read_method
 from ..models import store
 from ..models.growth import single_build
-from ..training import reservoir
+from ..training import budget, reservoir
 from ..training.stream import LEAVE_OUT, fit_adapt, task_accuracy
 from ..training.task_type import FigureTable, Listeners, Rows
 from .network_run import STEPS, NetworkRun
@@ -89,6 +89,7 @@ class AdaptRun(NetworkRun):
             "device": request.device,
             **self.settings,
         }
+        budget.expect(2 if request.control else 1)
         trained = fit_adapt(
             self.build,
             self.data,
@@ -103,17 +104,18 @@ class AdaptRun(NetworkRun):
         models = {"before": self.before, "method": trained.model.cpu()}
         if request.control:
             every = [torch.cat(list(self.domains))] * len(self.domains)
-            models["at_once"] = fit_adapt(
-                self.build,
-                self.data,
-                self.method,
-                self.before,
-                every,
-                out=folder / "at_once",
-                progress=begin(AT_ONCE),
-                warn=listeners.warn_of(AT_ONCE),
-                **common,
-            ).model.cpu()
+            with budget.following(alike=True):
+                models["at_once"] = fit_adapt(
+                    self.build,
+                    self.data,
+                    self.method,
+                    self.before,
+                    every,
+                    out=folder / "at_once",
+                    progress=begin(AT_ONCE),
+                    warn=listeners.warn_of(AT_ONCE),
+                    **common,
+                ).model.cpu()
         result = self._result(folder, trained, None, False)
         result.pop("plain", None)  # plain() learns pseudo-labels here and is no baseline
         result["reliability"] = {self.title(0): result["reliability"][self.title(0)]}

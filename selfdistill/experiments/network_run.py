@@ -5,6 +5,7 @@ Several models may predict as one: generations or peers together, and how much o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import operator
@@ -25,8 +26,9 @@ from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
 from ..data.splits import difference, draw
 from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
-from ..evaluation import label_errors
+from ..evaluation import label_errors, linear_probe
 from ..evaluation.audit import FEW
+from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.linear_probe import by_neighbours
 from ..evaluation.metrics import reliability
 from ..evaluation.predict import (
@@ -36,6 +38,7 @@ from ..evaluation.predict import (
     final_score,
     points,
     predict,
+    predict_rows,
     scored,
     task_outputs,
     with_interval,
@@ -43,6 +46,7 @@ from ..evaluation.predict import (
 from ..evaluation.predict import losses as row_losses
 from ..io.files import DATA_CARD
 from ..io.run_record import Request
+from ..io.tensors import read_tensors
 from ..methods import cards
 from ..methods.controls import plain
 from ..methods.prior import CLASSES, VALUES, auto, read_auto, simplicity
@@ -60,7 +64,7 @@ from ..training.cross_fitting import all_labels, crossfit
 from ..training.fit import Result, fit, step_cost
 from ..training.shortlist import WORDS, Choice, Trial, candidate_folder, copy_log, foreword, try_each, visible
 from ..training.state import GenerationResult
-from ..training.task_type import Listeners
+from ..training.task_type import Listeners, require_same_data
 from ..views import TOGETHER
 
 if TYPE_CHECKING:
@@ -598,6 +602,8 @@ def prepare(request: Request) -> NetworkRun:
         target=request.target,
         unlabelled=request.unlabelled,
         labels=request.labels,
+        decisions=request.decisions,
+        raw_csv=request.raw_csv,
         label_noise=request.label_noise,
         image_size=request.image_size,
         seed=request.seed,
@@ -725,6 +731,59 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     if head == "values":
         return ValuePredictions(names, *with_interval(outputs, card.get("half")), note)
     return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]], note)
+
+
+MEMBERS = 16  # of a committee
+
+
+def committee(folder: Path, request: Request) -> Committee:
+    """The final model, the generations of all trainings in the folder, and the rows that they are asked of.
+
+    Raises:
+        CheckpointError: the run has no model yet, or its files are damaged.
+        DataError: the data cannot be read, or have changed since.
+    """
+    ready = prepare(request)
+    data, final = ready.data, store.load(store.model_folder(folder))
+    require_same_data(folder, data.fingerprint)
+    require_unlabelled(data.name, len(data.unlabelled))
+
+    def outputs(model: nn.Module, ids: Tensor) -> Tensor:
+        output = predict_rows(model, data, ids, data.head)
+        return torch.softmax(output, -1) if data.classes else output[:, 0]
+
+    members = [outputs(final, data.unlabelled)]
+    for path in sorted(folder.rglob("generations/*-final.safetensors"))[: MEMBERS - 1]:
+        model = _restored(ready, read_tensors(path))
+        if model is None:
+            continue
+        peers = callbacks.peer_outputs(model, data, data.unlabelled)
+        several = outputs(model, data.unlabelled)[None] if peers is None else peers.transpose(0, 1)
+        members += [one if data.classes else data.in_units(one.reshape(-1, 1)) for one in several]
+
+    def features(places: Tensor) -> Tensor:
+        try:
+            return linear_probe.features(final, data, data.unlabelled[places], data.head)
+        except SpaceError:  # another's model without a linear layer
+            return members[0][places].reshape(len(places), -1)
+
+    held = outputs(final, data.audit) if data.classes and len(data.audit) else None
+    return Committee(
+        data.unlabelled, data.row_names, data.classes, torch.stack(members), features, held, data.y[data.audit]
+    )
+
+
+def _restored(ready: NetworkRun, weights: dict[str, Tensor]) -> nn.Module | None:
+    """The model of a training with these weights; None where they are of another one."""
+    candidates = ready.candidates if isinstance(ready, AutoRun) else [ready]
+    wrappers = {candidate.method.wrap_model for candidate in candidates} - {None}
+    builds: list[Callable[[], nn.Module]] = [ready.build, *(wrapped(ready.build) for wrapped in wrappers if wrapped)]
+    for build in builds:
+        model = build()
+        with contextlib.suppress(RuntimeError):
+            model.load_state_dict(weights)
+            return model.eval()
+    return None
 
 
 def _at_exit(model: nn.Module, x: Tensor | ImageStore, number: int, folder: str | Path, head: str) -> Tensor:

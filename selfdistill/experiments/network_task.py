@@ -25,6 +25,7 @@ from ..data.dataset import Data
 from ..errors import RecipeError, SelfdistillError
 from ..evaluation import metrics
 from ..evaluation.audit import whole_classes
+from ..evaluation.label_next import Committee
 from ..evaluation.predict import Predictions, covered, scored, task_outputs
 from ..io.expressions import checked
 from ..io.run_record import Request
@@ -56,7 +57,7 @@ from ..training.comparison import (
 )
 from ..training.fit import Result, fit, try_batch
 from ..training.task_type import Rows, TaskType, generation_name, refuse_example
-from .network_run import AutoRun, NetworkRun, batch_size_for, predict_source, prepare, total_steps
+from .network_run import AutoRun, NetworkRun, batch_size_for, committee, predict_source, prepare, total_steps
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
 
@@ -464,6 +465,9 @@ class NetworkTaskType(TaskType):
 
     def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Predictions:
         return predict_source(folder, source, exit_number)
+
+    def committee(self, folder: Path, request: Request) -> Committee:
+        return committee(folder, request)
 
     def rows(self, result: dict[str, Any]) -> Rows:
         """The plain model at its end and at its best epoch, every generation, and the ensemble where there is one."""

@@ -26,11 +26,13 @@ import torch
 
 from ..core import distributed
 from ..core.step import TrainingClock
+from ..data import decisions
 from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
+from ..evaluation import label_next
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
-from ..io.files import FORMAT, refuse_links, sweep, write
+from ..io.files import FORMAT, refuse_links, sweep, writable, write
 from ..io.run_record import Request, changed_logs, differences, log_digests, read_record, versions, write_record
 from ..models.peers import final_model
 from ..models.store import load_model, model_card
@@ -235,6 +237,41 @@ class Run:
         remedy = f"the run is finished, and `selfdistill report {self.folder}` draws it again"
         with surviving(f"{self.folder / PAGE} was not drawn", remedy, warn):
             write_report(self.folder, TASK_TYPES)
+
+    def label_next(
+        self,
+        n: int = 50,
+        out: str | Path | None = None,
+        *,
+        strategy: str = "best",
+        max_error: float = label_next.MAX_ERROR,
+        raw_csv: bool = False,
+    ) -> dict[str, Any]:
+        """Propose which unlabelled rows a person should label, and which ones the model may label itself.
+
+        Args:
+            n: Rows for a person.
+            out: The file of decisions [decisions.csv in the run folder]. Decisions in it stay; open ones are renewed.
+            strategy: ``best``, ``margin`` or ``random``; see `evaluation.label_next`.
+            max_error: The error rate that is allowed for the labels that the model gives; 0 for none of them.
+            raw_csv: Leave cells as they are that a spreadsheet takes for formulas.
+
+        Returns:
+            The proposal, as ``--json`` prints it.
+
+        Raises:
+            CheckpointError: the run is not finished.
+            DataError: no row is unlabelled, the data have changed, or the file cannot be read or written.
+        """
+        path = Path(out) if out is not None else self.folder / decisions.FILE
+        writable(path, "--out")
+        label_next.check(n, strategy, max_error)
+        before = list(decisions.read_decisions(path, raw_csv).values()) if path.exists() else []
+        with trust.trust_code(self.trust_code):
+            committee = self.task.committee(self.folder, self.request)
+            made, summary = label_next.propose(committee, n, strategy, self.request.seed, max_error)
+        decisions.write_decisions(path, label_next.merge(before, made), raw_csv)
+        return {"run": str(self.folder), "file": str(path), "kept": sum(bool(d.decision) for d in before), **summary}
 
     def predict(self, source: str, exit_number: int | None = None) -> Predictions:
         """The final model's predictions for new data.

@@ -29,9 +29,17 @@ from ..methods.prior import read_auto
 from ..methods.registry import is_auto, read_method
 from ..models import store
 from ..models.growth import GrownBuild, Padded, grown
-from ..training import reservoir
+from ..training import budget, reservoir
 from ..training.fit import Result, fit
-from ..training.shortlist import Trial, candidate_folder, copy_log, foreword, try_each, visible
+from ..training.shortlist import (
+    Trial,
+    candidate_folder,
+    copy_log,
+    foreword,
+    refuse_budget,
+    try_each,
+    visible,
+)
 from ..training.stream import (
     StreamTasks,
     class_tasks,
@@ -96,31 +104,34 @@ class StreamRun(NetworkRun):
         settings = {**self.settings, "audit": "off", "batch_size": min(self.settings["batch_size"], *map(len, tasks))}
         common: dict[str, Any] = {"resume": True, "device": self.request.device}
         begin, build, data = listeners.progress, self.build, self.data
+        budget.expect(3 if self.request.control else 1)
         trained = self.train_method(own or folder, listeners)
         others = {}
         if self.request.control:
-            others["naive"] = fit_stream(
-                build,
-                data,
-                plain(),
-                tasks,
-                out=folder / "naive",
-                progress=begin(NAMES["naive"]),
-                warn=listeners.warn_of(NAMES["naive"]),
-                **common,
-                **settings,
-            )
+            with budget.following(alike=True):
+                others["naive"] = fit_stream(
+                    build,
+                    data,
+                    plain(),
+                    tasks,
+                    out=folder / "naive",
+                    progress=begin(NAMES["naive"]),
+                    warn=listeners.warn_of(NAMES["naive"]),
+                    **common,
+                    **settings,
+                )
             wide = {**settings, "steps": trained.steps, "batch_size": batch_size_for(data, plain())}
-            others["joint"] = fit(
-                build,
-                data,
-                plain(),
-                out=folder / "joint",
-                progress=begin(NAMES["joint"]),
-                warn=listeners.warn_of(NAMES["joint"]),
-                **common,
-                **wide,
-            )
+            with budget.following():
+                others["joint"] = fit(
+                    build,
+                    data,
+                    plain(),
+                    out=folder / "joint",
+                    progress=begin(NAMES["joint"]),
+                    warn=listeners.warn_of(NAMES["joint"]),
+                    **common,
+                    **wide,
+                )
         for training in (trained, *others.values()):
             training.model.cpu()
         result = self._result(folder, trained, None, False)
@@ -170,6 +181,7 @@ class AutoStreamRun(StreamRun):
 
 def shortlisted_stream(ready: NetworkRun) -> AutoStreamRun:
     """The run of ``auto()`` on a stream: naive training and the recipes of streams, the simplest first."""
+    refuse_budget(ready.request.budget)
     if not len(ready.data.audit):
         raise DataError(f"auto() chooses on validation rows, and {ready.data.name} has none; give --method 'der_pp()'")
     runs = [
@@ -319,16 +331,18 @@ class UpdateRun(NetworkRun):
         common: dict[str, Any] = {"resume": True, "device": self.request.device}
         begin, build, data = listeners.progress, self.build, self.data
         settings = {**self.settings, "batch_size": min(self.settings["batch_size"], len(self.data.labelled))}
+        budget.expect(2 if self.request.control else 1)
         trained = fit_update(
             build, data, self.method, self.before, self.sample, out=folder, progress=begin(self.expression),
             warn=listeners.warn, **common, **settings,
         )  # fmt: skip
         models = {"before": self.before, "method": trained.model.cpu()}
         if self.request.control:
-            naive = fit_update(
-                build, data, plain(), self.before, {}, out=folder / "naive", progress=begin(NAMES["naive"]),
-                warn=listeners.warn_of(NAMES["naive"]), **common, **settings,
-            )  # fmt: skip
+            with budget.following(alike=True):
+                naive = fit_update(
+                    build, data, plain(), self.before, {}, out=folder / "naive", progress=begin(NAMES["naive"]),
+                    warn=listeners.warn_of(NAMES["naive"]), **common, **settings,
+                )  # fmt: skip
             models["naive"] = naive.model.cpu()
         result = self._result(folder, trained, None, False)
         result["update"] = self._scores(models)
@@ -424,6 +438,8 @@ def _new_data(request: Request, place: Path, target: str | None, card: Mapping[s
         request.data,
         target=request.target or (target if file else None),
         labels=request.labels,
+        decisions=request.decisions,
+        raw_csv=request.raw_csv,
         label_noise=request.label_noise,
         image_size=shape[-1] if card["kind"] == "image" and not fixed else None,
         seed=request.seed,

@@ -176,6 +176,7 @@ class Request:
     must not be forgotten, the checker of rows that name none, whether rows beyond the model's context are left out, the
     rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
     what a frozen outside teacher says.
+    ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
     folders of these splits. ``tasks`` makes a stream of so many tasks of classes, or names the column with
@@ -237,6 +238,7 @@ class Request:
     episodes: Annotated[int, Range(2, limit=10**6)] | None = None
     engine: str | None = None
     deployment: str | None = None
+    decisions: str | None = None
     budget: str | None = None
 
     def __post_init__(self) -> None:
@@ -270,6 +272,7 @@ class Request:
             "episodes",
             "engine",
             "deployment",
+            "decisions",
             "budget",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}

@@ -36,9 +36,9 @@ from ..methods.registry import is_auto, read_method
 from ..models.causal_lm import Causal, Pretrained, of_model
 from ..models.hub import ENCODERS, causal
 from ..models.store import model_folder
-from ..training import threads
+from ..training import budget, threads
 from ..training.fit import Result, choose_device
-from ..training.shortlist import WORDS, Trial, candidate_folder, copy_log, foreword, try_each
+from ..training.shortlist import WORDS, Trial, candidate_folder, copy_log, foreword, refuse_budget, try_each
 from ..training.task_type import Listeners
 from . import evaluation
 from .completions import Language
@@ -149,6 +149,7 @@ def shortlisted(request: Request) -> AutoLanguageRun:
     Raises:
         DataError: no recipe of the shortlist fits the prompts, or nothing audits.
     """
+    refuse_budget(request.budget)
     if dict(request.training).get("audit") == "off":
         raise DataError("auto() chooses on the audit prompts and --audit off has none; leave it out or give --method")
     data, runs = _load(request), list[LanguageRun]()
@@ -172,6 +173,8 @@ def prepare(request: Request) -> LanguageRun:
     Raises:
         DataError: the prompts, the suite or the model; or an option that only networks have.
     """
+    if request.decisions is not None:
+        raise DataError(f"--labels {request.decisions} is a file of labels, and prompts have none; give a number")
     for name in (*_NETWORKS, "memory"):
         if getattr(request, name) not in (None, ()):
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
@@ -286,15 +289,19 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners, own: Path | No
     A run that was cut goes on where it was. ``own`` is the folder of the method's training, where it is not the run's.
     """
     request, tell, options = ready.request, listeners.tell, ready.options(listeners)
-    trained = ready.train_method(own or folder, listeners)
     demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
+    beside = request.control and demonstrated and expression_name(ready.expression) != "sft"
+    budget.expect(2 if beside else 1)
+    trained = ready.train_method(own or folder, listeners)
     control = None
-    if request.control and demonstrated and expression_name(ready.expression) != "sft":
+    if beside:
         longer = {**ready.settings, "steps": trained.steps}
-        control = fit(
-            ready.build, ready.data, sft(), out=folder / "control", progress=listeners.progress("sft(), the baseline"),
-            hear=lambda line: tell(f"sft(), the baseline: {line}"), **options, **longer,
-        )  # fmt: skip
+        with budget.following():
+            control = fit(
+                ready.build, ready.data, sft(), out=folder / "control",
+                progress=listeners.progress("sft(), the baseline"),
+                hear=lambda line: tell(f"sft(), the baseline: {line}"), **options, **longer,
+            )  # fmt: skip
     evaluator = Evaluator(ready, choose_device(request.device), tell)
     result = _result(ready, folder, trained, control, evaluator)
     if distributed.rank() == 0:

@@ -23,9 +23,6 @@ PRIOR = Path(__file__).with_name("prior.json")
 #: What the prior knows of a setting: at first the rows and the length, and later what the first trainings tell.
 FEATURES = ("rows", "classes", "labelled", "image", "epochs", "error", "memorised", "agreement")
 
-#: Settings of the recipes that the prior may prefer to the usual ones.
-SETTINGS = ("label_smoothing(smoothing=0.3)", "elr(weight=1.0)", "bake(temperature=2.0)")
-
 #: What is tried, the simplest first: of equals on the validation rows the earlier one is chosen.
 CLASSES = ("plain()", "label_smoothing()", "elr()", "bake()", "cs_kd()", "curriculum()")
 VALUES = ("plain()", "born_again(xi=0.5)", "mean_teacher(weight=1.0)")

@@ -269,7 +269,14 @@ class Allowance:
         return self.meter.steps.get(f"{self.name}/{generation}")
 
     def plan(
-        self, generation: int, generations: int, step: Cost, requested: int, per_epoch: int, tail: float = 0.0
+        self,
+        generation: int,
+        generations: int,
+        step: Cost,
+        requested: int,
+        per_epoch: int,
+        tail: float = 0.0,
+        later: float = 1.0,
     ) -> int:
         """The steps of a generation that fit. Each generation gets an equal share, and at least an epoch.
 
@@ -279,6 +286,7 @@ class Allowance:
             requested: the steps that were asked for.
             per_epoch: the steps of an epoch.
             tail: the seconds that the end of a generation takes.
+            later: the cost of a step of the generations after this one, in steps of this one.
 
         Returns:
             The steps; 0 where what is left is not worth a further generation.
@@ -287,11 +295,11 @@ class Allowance:
             DataError: not one step fits.
         """
         each = Cost((step.seconds + self.beside.seconds) / MARGIN, step.passes + self.beside.passes)
-        number, enough = generations - generation, min(requested, per_epoch)
+        number, enough = 1 + later * (generations - generation - 1), min(requested, per_epoch)
         rests = (self._rest(0, 0.0) - tail, self._rest(1, 0.0))
         fitting = [rest / cost for rest, cost in zip(rests, each, strict=True) if cost and rest < math.inf]
-        whole = math.floor(max(0.0, min(fitting, default=number * requested)))
-        steps = min(requested, whole // max(1, min(number, whole // enough)))
+        whole = max(0.0, min(fitting, default=number * requested))
+        steps = min(requested, math.floor(whole / max(1.0, min(number, whole // enough))))
         steps = -distributed.most(-steps)
         if steps < enough and generation:
             return 0
@@ -329,22 +337,24 @@ class Allowance:
             else None
         )
 
-    def goes_on(self, costs: Sequence[Cost], number: int) -> bool:
-        """Whether one more of the first steps is worth measuring: at the most a small share of what is left."""
+    def goes_on(self, costs: Sequence[Cost], number: int, generations: int) -> bool:
+        """Whether one more of the first steps is worth measuring: at the most a small share of a generation's part."""
         seconds, passes = (sum(kind) for kind in zip(*costs, strict=True))
-        left, longest = self.meter.left(), costs[-1].seconds
-        enough = seconds + longest > PILOT * left.seconds and (len(costs) > 2 or seconds + longest > left.seconds / 4)
-        return len(costs) < number and not enough and passes + costs[-1].passes <= PILOT * left.passes
+        left, more = Cost(self._rest(0, 0.0) / generations, self._rest(1, 0.0) / generations), costs[-1]
+        share = PILOT if len(costs) > 2 else 6 * PILOT  # the first step is slower than the others
+        enough = seconds + more.seconds > share * left.seconds or passes + more.passes > PILOT * left.passes
+        return len(costs) < number and not enough
 
-    def cut(self, generation: int, steps: int, requested: int, reason: str) -> None:
-        """Note that a generation ends before its last step, and that none follows it where it was not planned so."""
+    def cut(self, generation: int, steps: int, requested: int, reason: str, last: bool = True) -> None:
+        """Note that a generation ends before its last step, and as the ``last`` one where it was not planned so."""
         part = "" if generation == 0 else f"generation {generation}: "
         place = "" if self.key == "." else f"{self.key}: "
         ended = self.planned(generation) != steps
         if ended:
             self.meter.steps[f"{self.name}/{generation}"] = steps
-            self.meter.steps[f"{self.name}/{generation + 1}"] = 0
-        kept = f"{steps:,} steps in place of {requested:,}" if steps else "left out"
+            if last:
+                self.meter.steps[f"{self.name}/{generation + 1}"] = 0
+        kept = f"{steps:,} step{'' if steps == 1 else 's'} in place of {requested:,}" if steps else "left out"
         self.meter.cut(f"{place}{part}{kept}: {reason}")
 
     def spend(self, passes: float, part: str = "", due: bool = True) -> None:
@@ -375,6 +385,16 @@ def following(alike: bool = False) -> Iterator[None]:
         yield
     finally:
         meter.follows, meter.alike = before
+
+
+@contextmanager
+def unbounded() -> Iterator[None]:
+    """Within it nothing is bounded: what is tried out there is counted by whoever tries it."""
+    token = _active.set(None)
+    try:
+        yield
+    finally:
+        _active.reset(token)
 
 
 def expect(trainings: int, beside: Callable[[Meter], Cost] | None = None) -> None:

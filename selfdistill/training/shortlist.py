@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..core.step import Passes
-from ..errors import NotFiniteError, RecipeError, VitalsError
+from ..errors import DataError, NotFiniteError, RecipeError, VitalsError
 from ..evaluation.statistics import smallest_visible
 from ..io.expressions import expression_name
 from ..io.files import write
@@ -156,6 +156,16 @@ def candidate_folder(number: int, expression: str) -> str:
     'candidates/2-elr'
     """
     return f"candidates/{number}-{expression_name(expression)}"
+
+
+def refuse_budget(bounds: str | None) -> None:
+    """Refuse a budget where the candidates of ``auto()`` do not share one.
+
+    Raises:
+        DataError: there is one.
+    """
+    if bounds is not None:
+        raise DataError(f"--budget {bounds} bounds one recipe here; give --method with a recipe in place of auto()")
 
 
 def copy_log(source: Path, target: Path) -> None:

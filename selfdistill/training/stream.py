@@ -126,6 +126,8 @@ class StreamTask(NetworkTask):
         DataError: a task has no row.
     """
 
+    every_generation = True
+
     def __init__(self, build: Callable[..., nn.Module], data: Data, method: Method, tasks: Sequence[Tensor]) -> None:
         super().__init__(build, sealed(data), method)
         self.whole = self.data
@@ -338,6 +340,8 @@ class AdaptTask(NetworkTask):
     Raises:
         DataError: a domain has no row, or one that validates or tests, or the share is none.
     """
+
+    every_generation = True
 
     def __init__(
         self,

@@ -65,10 +65,13 @@ class Task:
         problem: ``"classify"``, ``"regress"``, ``"generate"`` or ``"features"``: what the audit can measure. Losses
             that are real numbers, such as negative returns, are those of ``"regress"``.
         audit_rows: how many rows `evaluate` has a loss for; 0 if it has none.
+        every_generation: whether all generations are needed, as the tasks of a stream are: a budget shortens them and
+            drops none.
     """
 
     problem: str = "classify"
     audit_rows: int = 0
+    every_generation: bool = False
 
     @property
     def identity(self) -> Mapping[str, Any]:

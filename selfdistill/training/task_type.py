@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import label_errors
+from ..evaluation.label_next import Committee
 from ..io.expressions import expression_name
 from ..io.run_record import Lines, Request, read_record
 from . import callbacks
@@ -189,6 +190,16 @@ class TaskType(Protocol):
         """
         return label_errors.read_label_errors(folder, top)
 
+    def committee(self, folder: Path, request: Request) -> Committee:
+        """What the models of a finished run predict for its unlabelled rows, and for labelled ones that taught nothing.
+
+        Raises:
+            DataError: it learns no labels of rows, or its data have changed.
+        """
+        raise DataError(
+            f"{folder} has no rows to label; `label-next` is for runs of networks and of learners on tables"
+        )
+
     def vitals(self, folder: Path) -> dict[str, Any]:
         """The vitals of a run.
 
@@ -263,6 +274,23 @@ class TaskType(Protocol):
     def cost(self, result: dict[str, Any]) -> Cost | None:
         """The cost of the trainings; None where sample passes were counted."""
         return None
+
+
+def require_same_data(folder: Path, fingerprint: str) -> None:
+    """Refuse data that are no longer those that a run was trained on.
+
+    Raises:
+        CheckpointError: the run is not finished.
+        DataError: they have another fingerprint.
+    """
+    record = read_record(folder / "run.json")[0]
+    if "result" not in record:
+        raise CheckpointError(f"{folder} is not finished; finish it by `selfdistill resume {folder}`")
+    if record["data"]["fingerprint"] != fingerprint:
+        raise DataError(
+            f"the data of {folder}, or its file of decisions, have changed since it was trained; train again by "
+            "`selfdistill run`, and ask the new run"
+        )
 
 
 def refuse_example(expression: str, example: str | None) -> None:

@@ -36,6 +36,7 @@ from ..errors import NotFiniteError
 from ..evaluation.audit import Decision
 from ..io import checkpoint
 from ..io.tensors import digest
+from ..methods.cards import cost
 from ..teachers.cached import set_cache
 from . import budget, checkpointing
 from .callbacks import BestWeights, Rollback, VitalsCallback
@@ -371,14 +372,19 @@ class Trainer:
         step, evaluation = self.measure(allowance)
         allowance.meter.check_memory("a step of the training")
         per_epoch = step.seconds + evaluation / clock.per_epoch
+        plain = 3.0 * state.settings.batch_size  # the first generation has no teacher, or nothing to replay, as yet
+        later = 1.0 if generation or not step.passes else max(1.0, cost(state.method)["of_plain"] * plain / step.passes)
         steps = allowance.plan(
             generation,
             state.method.generations,
             step._replace(seconds=per_epoch),
             clock.length,
-            clock.per_epoch,
+            1 if self.task.every_generation else clock.per_epoch,
             2.0 * evaluation,
+            later,
         )
+        if self.task.every_generation and not steps:
+            steps = 1
         if steps < clock.length:
             allowance.cut(generation, steps, clock.length, "no more fit" if steps else "no further one fits")
         if steps:
@@ -394,7 +400,8 @@ class Trainer:
         passes, steps = state.passes, state.steps_done
         self._after_step = []
         costs = list[budget.Cost]()
-        while not costs or allowance.goes_on(costs, min(budget.FIRST_STEPS, clock.length)):
+        generations = clock.generations - clock.generation
+        while not costs or allowance.goes_on(costs, min(budget.FIRST_STEPS, clock.length), generations):
             before, at = state.passes.cost(), time.monotonic()
             self.step()
             costs.append(budget.Cost(time.monotonic() - at, state.passes.cost() - before))
@@ -429,7 +436,8 @@ class Trainer:
             if ending and self.allowance and state.clock.step < state.clock.length:
                 if not state.epoch_ended:
                     self.end_epoch(clock)
-                self.allowance.cut(clock.generation, clock.step + 1, clock.length, over or "another process ends")
+                reason, last = over or "another process ends", not self.task.every_generation
+                self.allowance.cut(clock.generation, clock.step + 1, clock.length, reason, last)
                 state.objective.clock = replace(state.clock, steps=clock.step + 1)  # a resumed run ends here too
         checkpointing.save(state, self.task)
         self.end_generation()

@@ -323,3 +323,19 @@ def test_auto_of_policies_is_chosen_by_paired_audit_episodes(tmp_path: Path) -> 
     refused = call("compare", "gym:CartPole-v1", "--methods", "auto()", "--seeds", 3, *BRIEF)
     assert refused.exit_code == 2
     assert "give its candidates as --methods" in refused.stderr
+
+
+def test_a_budget_takes_steps_of_the_environment_and_holds(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    result = call(
+        "run", "gym:CartPole-v1", "--steps", 9000, "--episodes", 2, "--net", "8,8", "--budget", "150000passes",
+        "--out", out, "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "run.json").read_text())["result"]
+    assert found["steps"] < 9000
+    assert found["budget"]["passes"] <= 150000
+    assert f"cut by the budget: {found['steps']:,} steps of the environment in place of 9,000" in result.output
+    refused = call("run", "gym:CartPole-v1", "--budget", "100passes", "--out", tmp_path / "n")
+    assert refused.exit_code == 2
+    assert "no room for a rollout" in refused.output

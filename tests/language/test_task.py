@@ -19,7 +19,8 @@ from selfdistill.language.recipes import RECIPES
 from selfdistill.language.run import paired, spread
 from selfdistill.language.sampling import Vllm, export
 from selfdistill.language.trainer import fit
-from tests.language.tiny import prompts, student
+from tests.language.tiny import prompts, student, write_prompts
+from tests.terminal import passed
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +285,15 @@ def test_auto_of_prompts_is_chosen_by_the_audit_beside_the_model_before(place: P
     )
     assert code == 2
     assert "auto() chooses on the audit prompts" in err
+
+
+def test_a_budget_takes_steps_of_a_language_model_and_its_control(tmp_path: Path) -> None:
+    write_prompts(tmp_path)
+    passed(
+        "run", tmp_path / "p.jsonl", "--model", tmp_path / "tiny", "--method", "sdft(max_tokens=4)", "--steps", 50,
+        "--max-tokens", 4, "--batch-size", 4, "--budget", "2000passes", "--out", tmp_path / "r",
+    )  # fmt: skip
+    result = json.loads((tmp_path / "r" / "run.json").read_text())["result"]
+    assert result["steps"] == result["plain"]["steps"] < 50
+    assert result["budget"]["passes"] <= 2000
+    assert result["budget"]["cut"]

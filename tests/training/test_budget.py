@@ -186,3 +186,11 @@ def test_several_bounds_may_be_given(tmp_path: Path) -> None:
         "--out", tmp_path / "run",
     )  # fmt: skip
     assert json.loads((tmp_path / "run/run.json").read_text())["request"]["budget"] == "1h|9000passes"
+
+
+def test_every_task_of_a_stream_is_learnt_and_naive_training_takes_its_steps(tmp_path: Path) -> None:
+    result = done(Request(tasks=5, budget="40000passes"), tmp_path / "run")
+    assert len(result["generations"]) == len(result["stream"]["naive"]["matrix"]) == 5
+    assert result["budget"]["passes"] <= 40000
+    saved = json.loads((tmp_path / "run/budget.json").read_text())["steps"]
+    assert min(saved.values()) >= 1
