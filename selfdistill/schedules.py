@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .core.step import TrainingClock
+
+
+@dataclass(frozen=True)
+class RunShare:
+    """A share of the run that is larger in short ones: ``short`` at 0 steps, ``full`` from ``steps`` on.
+
+    >>> [RunShare(0.1, 0.4, 1000)(TrainingClock(steps=n)) for n in (500, 1000, 2000)]
+    [0.25, 0.1, 0.1]
+    """
+
+    full: float
+    short: float
+    steps: int = 2**20
+
+    def __call__(self, clock: TrainingClock) -> float:
+        return self.full + (self.short - self.full) * max(0.0, 1.0 - clock.length / self.steps)
 
 
 @dataclass(frozen=True)
@@ -165,3 +181,41 @@ class Until:
 
     def __call__(self, clock: TrainingClock) -> float:
         return self.value if clock.progress < self.share else 0.0
+
+
+@dataclass(frozen=True)
+class ShortRun:
+    """A ramp made for ``steps`` steps: in a shorter generation its share grows, up to ``share``.
+
+    A ramp of none or of few steps in a million is over before a short run has learnt anything.
+
+    >>> [round(ShortRun(Rise(1.0, 0.0), 0.4, 10**6)(TrainingClock(step=s, epochs=100)), 2) for s in (0, 20, 40)]
+    [0.0, 0.5, 1.0]
+    >>> ShortRun(Rise(1.0, 0.0), 0.4, 100)(TrainingClock(epochs=100))
+    1.0
+    """
+
+    ramp: Ramp | Rise | After | Until
+    share: float = 0.4
+    steps: int = 2**20
+
+    def __call__(self, clock: TrainingClock) -> float:
+        return replace(self.ramp, share=RunShare(self.ramp.share, self.share, self.steps)(clock))(clock)
+
+
+@dataclass(frozen=True)
+class RunDecay:
+    """The decay of an average that remembers a share of the run: ``decay`` in a run of ``steps`` steps.
+
+    In a run of n steps the average remembers n / ``steps`` times as many of them, and no fewer than with ``least``.
+
+    >>> [RunDecay(0.999, 2**20)(TrainingClock(steps=n)) for n in (100, 2**20)]
+    [0.9, 0.999]
+    """
+
+    decay: float
+    steps: int
+    least: float = 0.9
+
+    def __call__(self, clock: TrainingClock) -> float:
+        return max(self.least, 1.0 - (1.0 - self.decay) * self.steps / clock.length)

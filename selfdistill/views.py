@@ -15,6 +15,8 @@ the data).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import RecipeError
@@ -23,6 +25,9 @@ ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair")
 
 
 TOGETHER = ("union", "all", "chosen")  # both labelled and unlabelled rows in one set
+
+
+USUAL_STEPS = 2000  # of a run that says neither its steps nor its epochs
 
 
 AUGMENT = ("default", "none", "weak", "strong", "crop", "local")
@@ -70,17 +75,39 @@ class View:
 
 
 @dataclass(frozen=True)
+class BudgetRatio:
+    """Unlabelled rows for each labelled one that grow with the run: ``most`` in a run of ``steps`` steps.
+
+    In a shorter run of n steps they are most^(log n / log steps), 1 at least: a short run has no room for passes that
+    its labels pay for with steps.
+
+    >>> [round(BudgetRatio(7.0)(n), 1) for n in (1, 100, 1000, 10000, 2**20)]
+    [1.0, 1.9, 2.6, 3.6, 7.0]
+    """
+
+    most: float = 7.0
+    steps: int = 2**20
+
+    def __call__(self, length: int) -> float:
+        return max(1.0, math.pow(self.most, min(1.0, math.log(max(1, length)) / math.log(self.steps))))
+
+
+@dataclass(frozen=True)
 class Views:
     """The views of a method.
+
+    ``ratio`` counts unlabelled rows for each labelled one, as a number or by the run's steps (`BudgetRatio`). A batch
+    of the rows ``all`` has a share ``labelled`` of labelled ones at least, repeated where there are too few.
 
     With ``overlap`` half of each batch are rows of the previous one. ``mates`` is the number of rows of the same class
     that accompany each drawn row.
     """
 
     views: tuple[View, ...] = (View("x"),)
-    ratio: float = 1.0
+    ratio: float | Callable[[int], float] = 1.0
     overlap: bool = False
     mates: int = 0
+    labelled: float = 0.0
 
     def __post_init__(self) -> None:
         rows_by_view = dict[str, tuple[str, str]]()  # by name of the views so far
@@ -93,20 +120,26 @@ class Views:
             rows_by_view[view.name] = view.rows, view.augment
         if self.mates < 0:
             raise RecipeError(f"mates counts rows of the same class beside each one that is drawn, not {self.mates}")
-        if not self.ratio > 0:
+        if not 0.0 <= self.labelled < 1.0:
+            raise RecipeError(f"labelled is the share of labelled rows in a batch, in [0, 1), not {self.labelled}")
+        if not callable(self.ratio) and not self.ratio > 0:
             raise RecipeError(f"ratio counts unlabelled rows for each labelled one and is above 0, not {self.ratio}")
         row_sets = sorted({view.rows for view in self.views} & {"labelled", *TOGETHER})
         if len(row_sets) > 1:
             raise RecipeError(f"an epoch is a pass over one set of rows; these views name {' and '.join(row_sets)}")
+
+    def ratio_at(self, length: int) -> float:
+        """The unlabelled rows for each labelled one in a run of ``length`` steps."""
+        return self.ratio(length) if callable(self.ratio) else self.ratio
 
     def need_unlabelled(self) -> bool:
         """Whether a view has unlabelled rows."""
         return any(view.rows in ("unlabelled", "union", "chosen") for view in self.views)
 
 
-def two(rows: str = "labelled", augment: str = "weak") -> Views:
-    """Two independent augmentations ``x`` and ``other`` of the same rows."""
-    return Views((View("x", rows, augment), View("other", rows, augment)))
+def two(rows: str = "labelled", augment: str = "weak", other: str = "", labelled: float = 0.0) -> Views:
+    """Two independent augmentations ``x`` and ``other`` of the same rows, ``other`` in a way of its own if given."""
+    return Views((View("x", rows, augment), View("other", rows, other or augment)), labelled=labelled)
 
 
 def pairs() -> Views:
@@ -119,13 +152,19 @@ def overlapping() -> Views:
     return Views(overlap=True)
 
 
-def weak_strong(ratio: float = 7.0, labelled: str = "weak") -> Views:
-    """``labelled`` rows, and ``ratio`` times as many unlabelled ones in a ``weak`` and a ``strong`` view."""
+def weak_strong(
+    ratio: float | None = None, labelled: str = "default", weak: str = "default", strong: str = "strong",
+    steps: int = 2**20,
+) -> Views:  # fmt: skip
+    """``labelled`` rows, and ``ratio`` times as many unlabelled ones in a ``weak`` and a ``strong`` view.
+
+    Without a ratio they are seven times as many in a run of ``steps`` steps, and fewer in a shorter one.
+    """
     return Views(
         (
             View("labelled", "labelled", labelled),
-            View("weak", "unlabelled", "weak"),
-            View("strong", "unlabelled", "strong"),
+            View("weak", "unlabelled", weak),
+            View("strong", "unlabelled", strong),
         ),
-        ratio,
+        BudgetRatio(7.0, steps) if ratio is None else ratio,
     )

@@ -7,6 +7,7 @@ It imports torch and this module, and no loss, teacher, gate, schedule or method
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,6 +184,28 @@ class Recorded:
     def seeded(self, *address: int | str) -> None:
         """Set torch's generator as a run of seed 0 does for something it draws between steps."""
         torch.manual_seed(rng.seed(0, *address))
+
+
+def short_share(clock: TrainingClock, short: float, full: float = 0.0, steps: int = 2**20) -> float:
+    """A share of the run: ``full`` in a run of ``steps`` steps, and growing to ``short`` in shorter ones."""
+    return full + (short - full) * max(0.0, 1 - clock.length / steps)
+
+
+def risen(clock: TrainingClock, share: float, steps: int = 2**20) -> float:
+    """A weight of 1 that rises on a line from 0 in short runs, over a share of them."""
+    share = short_share(clock, share, steps=steps)
+    return 1.0 if share == 0 else min(1.0, clock.step / clock.length / share)
+
+
+def beside(clock: TrainingClock, ratio: float | None, most: float = 7.0, steps: int = 2**20, batch: int = 12) -> int:
+    """The unlabelled rows beside a batch: ``most`` for each of its rows in a run of ``steps``, else fewer in fewer."""
+    several = ratio if ratio is not None else math.exp(math.log(most) * math.log(clock.length) / math.log(steps))
+    return round(batch * several)
+
+
+def forgetting(clock: TrainingClock, decay: float, steps: int = 2**20, least: float = 0.9) -> float:
+    """The decay of an average over a share of the run: ``decay`` in a run of ``steps`` steps."""
+    return max(least, 1 - (1 - decay) * steps / clock.length)
 
 
 class Reservoir:

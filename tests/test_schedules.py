@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from selfdistill.core.parts import Term
 from selfdistill.core.step import TrainingClock
 from selfdistill.losses import CrossEntropy
-from selfdistill.schedules import ByGeneration, Linear, Ramp
+from selfdistill.schedules import ByGeneration, Linear, Ramp, Rise, RunDecay, RunShare, ShortRun
 from selfdistill.teachers import Labels
 
 
@@ -74,3 +74,16 @@ def test_a_number_is_a_schedule(weight):
     clock = TrainingClock(epoch=1, epochs=2)
     assert Term(Labels(), CrossEntropy(), weight=weight).weight_at(clock) == weight
     assert Term(Labels(), CrossEntropy(), weight=lambda c: weight * c.epoch).weight_at(clock) == weight
+
+
+@given(st.integers(1, 2**21))
+def test_a_short_run_has_larger_shares_and_shorter_averages(steps):
+    """Shares fall to the paper's and decays rise to it with the length; beyond it shares stay."""
+    clock, paper = TrainingClock(steps=steps), 2**20
+    share, decay = RunShare(0.1, 0.4, paper)(clock), RunDecay(0.999, paper)(clock)
+    assert share == pytest.approx(0.1 + 0.3 * max(0.0, 1 - steps / paper))
+    assert 0.9 <= decay < 1.0
+    assert (1 - decay) * steps == pytest.approx(min(0.1 * steps, 0.001 * paper))
+    ramp = ShortRun(Rise(2.0, 0.1), 0.4, paper)
+    assert ramp(clock.at(0)) == 0.0
+    assert ramp(TrainingClock(steps=steps, step=steps)) == 2.0

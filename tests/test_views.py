@@ -57,7 +57,7 @@ def test_what_each_method_looks_at():
     assert [(look.name, look.rows) for look in two("all").views] == [("x", "all"), ("other", "all")]
     assert [(look.name, look.rows) for look in pairs().views] == [("x", "labelled"), ("pair", "pair")]
     assert [(k.name, k.rows, k.augment) for k in weak_strong().views] == [
-        ("labelled", "labelled", "weak"), ("weak", "unlabelled", "weak"), ("strong", "unlabelled", "strong"),
+        ("labelled", "labelled", "default"), ("weak", "unlabelled", "default"), ("strong", "unlabelled", "strong"),
     ]  # fmt: skip
 
 

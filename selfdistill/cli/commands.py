@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
-from ..errors import DataError
+from ..errors import DataError, RecipeError
 from ..io.display import printable
 from ..io.files import writable, write
 from ..io.trust import split_function
@@ -99,6 +99,12 @@ def main() -> None:
     "for tables of learners self_distilled() and others; for prompts sdft() and others].",
 )
 @click.option(
+    "--product",
+    type=click.Choice(["best", "single", "stack"]),
+    help="Tables: what auto() hands over: the best on rows held out, one student of the stack, or the stack itself "
+    "[default: best].",
+)
+@click.option(
     "--control/--no-control",
     default=True,
     help="Train the baseline too: the same model for as many steps without self-distillation.",
@@ -125,7 +131,7 @@ def main() -> None:
 @control_options
 @run_options
 @one_line_errors
-def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
+def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
 
     DATA is digits, fashion-mnist, a folder of images (one sub-folder per class), a CSV or Parquet table, a .jsonl file
@@ -138,6 +144,10 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     --target. Such a run has no scores. Another run can start from its weights with --init.
     """
     announce_default_data(quiet)
+    if product is not None:
+        if options["method"] is not None:
+            raise RecipeError("--product is of auto(), and --method names a recipe; leave one of the two out")
+        options["method"] = f"auto(product={product!r})"
     _begin(options, out, as_json, quiet)
 
 

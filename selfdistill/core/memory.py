@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -360,13 +360,13 @@ class SampleMemory(Buffers):
         return name == "width" or name.rstrip("0123456789") in _PARTS
 
 
-def averages(decay: float) -> None:
+def averages(decay: float | Callable[..., float]) -> None:
     """Refuse what no running mean can keep of itself a step.
 
     Raises:
         RecipeError: a decay outside [0, 1).
     """
-    if not 0.0 <= decay < 1.0:
+    if not callable(decay) and not 0.0 <= decay < 1.0:
         raise RecipeError(f"the decay of a running mean lies in [0, 1), not {decay}")
 
 

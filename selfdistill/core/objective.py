@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,34 @@ from .vitals import StateWatch, TermHealth, Vitals, Watch, summarise
 MOST_GENERATIONS = 1000
 
 
+class LeastSteps(NamedTuple):
+    """The steps of a generation from which on a recipe is worth its name: in fewer, labels alone teach more."""
+
+    recipe: str
+    steps: int
+
+    def warning(self, length: int) -> str | None:
+        """A line where a generation of ``length`` steps is too short.
+
+        >>> LeastSteps("elr", 100).warning(50).partition("; ")[2]
+        'give --steps 100 or more'
+        >>> LeastSteps("elr", 100).warning(100)
+        """
+        if length >= self.steps:
+            return None
+        return (
+            f"{self.recipe}() needs about {self.steps:,} steps, and a generation has {length:,} here: plain() learns "
+            f"more in so few; give --steps {self.steps} or more"
+        )
+
+
 @dataclass(frozen=True)
 class Method:
     """A recipe: named terms, the views they look at, and how generations follow each other.
 
     ``forward`` is ``"fused"`` (all views one batch) or ``"separate"``; ``mixing`` adds views of mixed rows;
-    ``wrap_model`` adapts the model factory (peers, exits). ``method.bind(model)`` makes the objective that trains it.
+    ``wrap_model`` adapts the model factory (peers, exits). ``least`` says what length of a generation is too short.
+    ``method.bind(model)`` makes the objective that trains it.
     """
 
     terms: Mapping[str, BaseTerm]
@@ -39,6 +61,7 @@ class Method:
     generations: int = 1
     forward: str = "fused"
     mixing: Mixing | None = None
+    least: LeastSteps | None = None
 
     def __post_init__(self) -> None:
         if self.forward not in ("fused", "separate"):
@@ -56,7 +79,15 @@ class Method:
 
     def __hash__(self) -> int:
         return hash(
-            (frozenset(self.terms.items()), self.views, self.wrap_model, self.generations, self.forward, self.mixing)
+            (
+                frozenset(self.terms.items()),
+                self.views,
+                self.wrap_model,
+                self.generations,
+                self.forward,
+                self.mixing,
+                self.least,
+            )
         )
 
     def bind(self, model: nn.Module, **options: Any) -> Objective:

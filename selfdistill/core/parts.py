@@ -31,6 +31,11 @@ from .targets import Target
 Schedule = Callable[[TrainingClock], float]
 
 
+def value_at(value: float | Schedule, clock: TrainingClock) -> float:
+    """A number, or what a schedule makes of it at a place of the run."""
+    return float(value(clock)) if callable(value) else float(value)
+
+
 S = TypeVar("S", bound=nn.Module, default=Any)  # the state of a part
 
 
@@ -168,8 +173,8 @@ class Teacher(Part[S]):
         """What its cost a row leaves out, in words."""
         return ""
 
-    def averaging_rate(self, step: int) -> float | None:
-        """The share of its distance from the student by which its average moved in the update after ``step`` steps;
+    def averaging_rate(self, clock: TrainingClock) -> float | None:
+        """The share of its distance from the student by which its average moved in the update of a step;
         None if it is no average of weights."""
         return None
 
@@ -431,7 +436,7 @@ class BaseTerm:
 
     def weight_at(self, clock: TrainingClock) -> float:
         """What the term counts for at a place of the run."""
-        return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
+        return value_at(self.weight, clock)
 
     def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
         """The sum over the elements, and the count to divide by."""

@@ -18,7 +18,7 @@ from .. import rng
 from ..core.step import Batch, Rows, TrainingClock
 from ..errors import DataError
 from ..models import patch_masking
-from ..views import TOGETHER, View, Views
+from ..views import TOGETHER, USUAL_STEPS, View, Views
 from . import augment
 from .augment import Tokens
 
@@ -89,6 +89,8 @@ class Sampler:
         seed: int,
         generation: int = 0,
         eligible: Tensor | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
     ) -> None:
         self.data, self.views, self.seed, self.generation = data, views, seed, generation
         self._sets = {
@@ -109,13 +111,18 @@ class Sampler:
             raise DataError(
                 f"a batch of {batch_size} does not fit {rows} training rows; use --batch-size {rows} or less"
             )
-        self._second = max(1, round(views.ratio * batch_size)) if "unlabelled" in kinds else 0
         chunk = batch_size // 2 if views.overlap and batch_size > 1 else batch_size
-        steps = math.ceil(rows / chunk)
-        if self._second:
-            steps = max(steps, math.ceil(len(data.unlabelled) / self._second))
+        per_epoch, pool = math.ceil(rows / chunk), len(data.unlabelled)
+        length = USUAL_STEPS if steps is None and epochs is None else steps
+        several = "unlabelled" in kinds
+        self._second = _unlabelled_rows(views, pool, batch_size, per_epoch, epochs or 1, length) if several else 0
+        steps = max(per_epoch, math.ceil(pool / self._second)) if several else per_epoch
+        self._fixed_labelled = 0  # labelled rows of each batch, where their share is fixed
+        if self._main == "all" and views.labelled * rows > len(data.labelled) > 0:
+            self._fixed_labelled = max(1, round(views.labelled * batch_size))
+            steps = math.ceil(len(data.unlabelled) / max(1, batch_size - self._fixed_labelled))
         self.steps_per_epoch = steps
-        self._per_epoch = max(rows, steps * min(chunk, rows)) if steps > math.ceil(rows / chunk) else rows
+        self._per_epoch = max(rows, steps * min(chunk, rows)) if steps > per_epoch else rows
         self._by_class = _rows_by_class(data) if "pair" in kinds or views.mates else {}
         self._pairs = "pair" in kinds
         self._order = lru_cache(maxsize=8)(self._epoch_order)
@@ -137,7 +144,8 @@ class Sampler:
 
     def sample(self, epoch: int, step: int) -> dict[str, SampledRows]:
         """Sample ids of each set of rows in a step of an epoch (counted from 0)."""
-        main = self._chunk(self._main, epoch, step, self._per_epoch)
+        mixed = self._fixed_labelled > 0
+        main = self._mixture(epoch, step) if mixed else self._chunk(self._main, epoch, step, self._per_epoch)
         if self.views.overlap:
             previous = (epoch, step - 1) if step else (epoch - 1, self.steps_per_epoch - 1)
             if previous[0] >= 0:
@@ -152,6 +160,12 @@ class Sampler:
         if self._pairs:
             sets["pair"] = self._partners(main, epoch)
         return sets
+
+    def _mixture(self, epoch: int, step: int) -> SampledRows:
+        """A fixed number of labelled rows and a pass over the unlabelled ones, as rows of one set."""
+        labelled = self._chunk("labelled", epoch, step, self.steps_per_epoch * self._fixed_labelled)
+        rest = self._chunk("unlabelled", epoch, step, len(self.data.unlabelled))
+        return SampledRows(torch.cat([labelled.ids, rest.ids]), torch.cat([labelled.visits, rest.visits]))
 
     def _chunk(self, kind: str, epoch: int, step: int, rows: int) -> SampledRows:
         order = self._order(kind, epoch, rows)
@@ -235,6 +249,15 @@ class Sampler:
         """The fixed augmentation of each sample: a function of the sample and the variant alone."""
         address = ("fixed", look.name)
         return augment.apply(augmentation, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x
+
+
+def _unlabelled_rows(views: Views, rows: int, batch_size: int, least: int, epochs: int, steps: int | None) -> int:
+    """How many of the unlabelled ``rows`` accompany a batch, where an epoch has ``least`` steps or more."""
+    ratio = 1.0
+    for _ in range(3):  # with epochs the ratio decides the steps that decide it
+        length = epochs * max(least, math.ceil(rows / (ratio * batch_size)))
+        ratio = views.ratio_at(length if steps is None else steps)
+    return max(1, round(ratio * batch_size))
 
 
 def _occurrences(ids: Tensor) -> Tensor:

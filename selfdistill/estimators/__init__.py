@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .auto import AutoClassifier, AutoRegressor
     from .base_learners import usual_learner, usual_peers
     from .io import load, save
     from .network import NetworkClassifier, NetworkRegressor
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AutoClassifier",
+    "AutoRegressor",
     "NetworkClassifier",
     "NetworkRegressor",
     "PeerTaughtRegressor",
@@ -37,6 +40,8 @@ __all__ = [
 
 #: the module that defines each public name
 _HOMES = {
+    "AutoClassifier": "auto",
+    "AutoRegressor": "auto",
     "NetworkClassifier": "network",
     "NetworkRegressor": "network",
     "PeerTaughtRegressor": "self_distillation",

@@ -27,6 +27,18 @@ PENALTIES = tuple(10.0**power for power in range(-3, 4))
 BOOSTED_ROWS = 200_000
 
 
+ALONE = "the learner alone"
+
+
+STACK_TREES = 75  # of a forest in a stack: twice as many gained nothing and cost as much
+
+
+STACK_NEIGHBOURS = 10
+
+
+RARE = 3  # rows of a category below which a learner of a stack takes it for one of the rest
+
+
 PEER_ROWS = 50_000
 
 
@@ -71,28 +83,76 @@ def usual_peers(frame: Any, classify: bool = False) -> list[Any]:
     Returns:
         The estimators, not fitted. Each fits at most 50,000 rows; a leaf of a tree holds at least one in 2,000 of them.
     """
+    return [_peer(_extra_trees(classify, 200), frame), _peer(_linear_model(classify), frame, indicators=True)]
+
+
+def stack_learners(own: Any, frame: Any, classify: bool, rows: int) -> dict[str, Any]:
+    """The learners of a stack by name: the learner itself, and of each other kind one.
+
+    Args:
+        own: the learner, not fitted; it comes first, as "the learner alone".
+        frame: as for `usual_learner`.
+        classify: whether the target is a class.
+        rows: the number of labelled rows.
+
+    Returns:
+        The estimators, not fitted. Categories of fewer than 3 labelled rows are one for all learners but the first.
+
+    >>> from sklearn.linear_model import Ridge
+    >>> list(stack_learners(Ridge(), False, False, 100))
+    ['the learner alone', 'boosting', 'extra trees', 'forest', 'neighbours']
+    """
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    from .wrappers import innermost
+
+    forest = (RandomForestClassifier if classify else RandomForestRegressor)(STACK_TREES, min_samples_leaf=LEAF)
+    nearest = (KNeighborsClassifier if classify else KNeighborsRegressor)(STACK_NEIGHBOURS, weights="distance")
+    learners = {
+        "boosting": learner("boosting", classify, frame, rows),
+        "extra trees": _peer(_extra_trees(classify, STACK_TREES), frame, least=RARE),
+        "forest": _peer(forest, frame, least=RARE),
+        "linear": _peer(_linear_model(classify), frame, indicators=True, least=RARE),
+        "neighbours": _peer(nearest, frame, indicators=True, least=RARE),
+    }
+    linear = (LogisticRegression, Ridge, RidgeCV)
+    same = type(innermost(own))
+    kinds = {name: type(innermost(peer)) for name, peer in learners.items()}
+    return {ALONE: own} | {
+        name: peer
+        for name, peer in learners.items()
+        if kinds[name] is not same and not (name == "linear" and same in linear)
+    }
+
+
+def _extra_trees(classify: bool, trees: int) -> Any:
     from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
-    from sklearn.impute import SimpleImputer
+
+    return (ExtraTreesClassifier if classify else ExtraTreesRegressor)(trees, min_samples_leaf=LEAF)
+
+
+def _linear_model(classify: bool) -> Any:
     from sklearn.linear_model import LogisticRegression, RidgeCV
+
+    return LogisticRegression(max_iter=1000) if classify else RidgeCV(alphas=PENALTIES)
+
+
+def _peer(bare: Any, frame: Any, indicators: bool = False, least: int = 1) -> Any:
+    """A learner of numbers for the columns of a frame, as codes or as indicators, or for an array."""
+    from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     from .wrappers import IndicatorEncoder, RowLimit
 
-    linear = LogisticRegression(max_iter=1000) if classify else RidgeCV(alphas=PENALTIES)
-    trees = (ExtraTreesClassifier if classify else ExtraTreesRegressor)(200, min_samples_leaf=LEAF)
-    if _is_frame(frame):
-        impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
-        return [
-            RowLimit(make_pipeline(impute, trees), most_rows=PEER_ROWS, codes=True),
-            RowLimit(make_pipeline(IndicatorEncoder(), linear), most_rows=PEER_ROWS),
-        ]
-
-    def standardise() -> Any:
-        impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
-        return make_pipeline(impute, StandardScaler())
-
-    return [RowLimit(make_pipeline(standardise(), peer), most_rows=PEER_ROWS) for peer in (trees, linear)]
+    impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+    if not _is_frame(frame):
+        return RowLimit(make_pipeline(impute, StandardScaler(), bare), most_rows=PEER_ROWS)
+    if indicators:
+        return RowLimit(make_pipeline(IndicatorEncoder(least=least), bare), most_rows=PEER_ROWS)
+    return RowLimit(make_pipeline(impute, bare), most_rows=PEER_ROWS, codes=True, least=least)
 
 
 def _is_frame(frame: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,32 @@ from ..errors import DataError
 from ..evaluation import metrics
 from ..evaluation.predict import scored
 from ..io.run_record import Request
+from ..methods.registry import AUTO
 from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSettings, Job
 from . import base_learners
+from .recipes import EstimatorRecipe, read_recipe
 from .run import TableRun, cross_predict, fit, folds_of, prepare, residuals, score_test, self_taught
 from .tables import stack
 from .wrappers import FrameEncoder, MeanEnsemble, innermost, seeded_clone
 
-METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING = (
-    "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training",
+METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING, STACK, PICKED, CATBOOST = (
+    "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training", "learner stack",
+    "learner picked", "learner catboost",
 )  # fmt: skip
 
 
 ALONE, PEER = "learner alone", "learner peer"
 
 
-NAMES = {TUNED: "tuned", BAGGED: "bagged", MEAN: PEERS, SELF_TRAINING: "SelfTrainingClassifier"}
+NAMES = {
+    TUNED: "tuned",
+    BAGGED: "bagged",
+    MEAN: PEERS,
+    SELF_TRAINING: "SelfTrainingClassifier",
+    STACK: "stack",
+    PICKED: "picked by folds",
+    CATBOOST: "CatBoost alone",
+}
 
 
 ABOUT = {
@@ -42,6 +54,8 @@ ABOUT = {
     NAMES[TUNED]: "the learner with the best settings of a random search by folds of the labels; all trainings count",
     NAMES[BAGGED]: "copies of the learner on bootstrap samples, averaged",
     NAMES[MEAN]: "the learner and the usual peers on the labels, averaged, undistilled",
+    NAMES[STACK]: "boosting, forests, a linear learner and neighbours, weighted out of fold, undistilled",
+    NAMES[PICKED]: "of the same learners and their mean the one with the best score by folds of the labels",
     NAMES[SELF_TRAINING]: "scikit-learn's own self-training of the learner, with its default threshold",
 }
 
@@ -63,7 +77,8 @@ def planned(settings: ComparisonSettings, prepared: TableRun, costs: Mapping[str
         jobs.append(Job(NAMES[TUNED], TUNED, 0, seed, count=count))
     jobs.append(Job(NAMES[BAGGED], BAGGED, 0, seed, count=count))
     jobs += [Job(f"{name} alone", PEER, 0, seed, count=i) for i, name in enumerate(peer_names(prepared))]
-    jobs.append(Job(NAMES[MEAN], MEAN, 0, seed))
+    kinds = [MEAN, STACK, PICKED, *([CATBOOST] if find_spec("catboost") else [])]
+    jobs += [Job(NAMES[kind], kind, 0, seed) for kind in kinds]
     if prepared.classify and len(prepared.data.unlabelled):
         jobs.append(Job(NAMES[SELF_TRAINING], SELF_TRAINING, 0, seed))
     return amount, jobs
@@ -124,13 +139,15 @@ def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     return {"rows": {job.name: row}, "data": data, "model": work.prepared.build, "parameters": None}
 
 
-def _method(work: TableJob) -> dict[str, Any]:
+def _method(work: TableJob, recipe: EstimatorRecipe | None = None) -> dict[str, Any]:
     from . import keeping
 
     def count(done: int, of: int, what: str) -> None:
         work.trainings = done
 
     with keeping(None, count):
+        if recipe is not None:
+            work.prepared = replace(work.prepared, recipe=recipe)
         model = fit(work.prepared, work.prepared.estimator(work.seed))
     if not self_taught(model):
         return work.control(model, 1)
@@ -180,6 +197,39 @@ def _mean(work: TableJob) -> dict[str, Any]:
     return work.fitted(MeanEnsemble(members), len(members))
 
 
+def _stack(work: TableJob) -> dict[str, Any]:
+    """The teacher of `auto()`, with its errors out of fold or out of bag."""
+    return _method(work, read_recipe(f"{AUTO}(product='stack')"))
+
+
+def _picked(work: TableJob) -> dict[str, Any]:
+    """A careful person's choice: every learner by folds, and the best of them on all rows."""
+    prepared, random = work.prepared, np.random.RandomState(work.seed)
+    own = prepared.learner(work.seed)
+    learners = base_learners.stack_learners(own, prepared.data.sample, prepared.classify, len(prepared.data.labelled))
+    members = {name: one if one is own else seeded_clone(one, random) for name, one in learners.items()}
+    candidates = {**members, "the mean of all": MeanEnsemble(list(members.values()))}
+    y = torch.from_numpy(prepared.data.y[prepared.data.labelled])
+    scores = {}
+    for name, model in candidates.items():
+        held, outputs = cross_predict(prepared, model, work.seed)
+        figures = scored(outputs, y[torch.from_numpy(held)], prepared.data.task)
+        scores[name] = figures["accuracy"] if prepared.classify else -figures["rmse"]
+    best = max(scores, key=lambda name: scores[name])
+    trainings = 2 * len(members) * len(folds_of(prepared, work.seed)) + 1  # the mean's folds are its members' again
+    return work.control(fit(prepared, candidates[best]), trainings, settings=best)
+
+
+def _catboost(work: TableJob) -> dict[str, Any]:
+    """CatBoost with its usual settings, on codes of the categories."""
+    from catboost import CatBoostClassifier, CatBoostRegressor
+    from sklearn.pipeline import make_pipeline
+
+    kind = CatBoostClassifier if work.prepared.classify else CatBoostRegressor
+    learner = kind(random_seed=work.seed, verbose=False, allow_writing_files=False, thread_count=1)
+    return work.fitted(make_pipeline(FrameEncoder(), learner))
+
+
 def _self_training(work: TableJob) -> dict[str, Any]:
     """scikit-learn's own, with its default threshold, on codes of the categories."""
     from sklearn.pipeline import make_pipeline
@@ -200,7 +250,7 @@ def _self_training(work: TableJob) -> dict[str, Any]:
 
 _TRAININGS: dict[str, Callable[[TableJob], dict[str, Any]]] = {
     METHOD: _method, ALONE: _alone, TUNED: _tuned, BAGGED: _bagged, PEER: _peer, MEAN: _mean,
-    SELF_TRAINING: _self_training,
+    SELF_TRAINING: _self_training, STACK: _stack, PICKED: _picked, CATBOOST: _catboost,
 }  # fmt: skip
 
 

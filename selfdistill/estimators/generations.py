@@ -174,7 +174,7 @@ def train_first(
     for member, (learner, seed) in enumerate(zip(learners, seeds, strict=False)):  # the last one has no peers
         own = table if seed is None else table.with_labelled(_bootstrap(table, seed))
         own = own.with_unlabelled(np.arange(0)).limited(row_limit(learner))
-        models.append(_train(targets, member, learner, own, targets.encode(own.y), own.weights, cache))
+        models.append(train(targets, member, learner, own, targets.encode(own.y), own.weights, cache))
     return models
 
 
@@ -206,11 +206,11 @@ def train_next(
                 weights = np.ones(len(target)) if weights is None else weights
                 weights = np.concatenate([weights, np.ones(len(pseudo)) if trust is None else trust])
             target = np.concatenate([target, pseudo])
-        students.append(_train(targets, member, learner, own, target, weights, cache))
+        students.append(train(targets, member, learner, own, target, weights, cache))
     return students
 
 
-def _train(
+def train(
     targets: Targets,
     member: int,
     learner: Any,
@@ -219,6 +219,10 @@ def _train(
     weights: Floats | None,
     cache: TrainingCache,
 ) -> Any:
+    """A clone of the learner, fitted to targets of the labelled rows and, where there are more, of the unlabelled ones.
+
+    A training that ended before is read from the cache.
+    """
     fit = partial(_fit, targets, learner, table, target, weights)
     return cache.train(member, learner, [table.mark, targets.labels, target, weights], fit)
 
@@ -269,9 +273,11 @@ class CrossFitting:
     def __len__(self) -> int:
         return len(self.tables)
 
-    def train_first(self, learners: list[Any], seeds: list[int | None]) -> list[list[Any]]:
+    def train_first(
+        self, learners: list[Any], seeds: list[int | None], description: str = "generation 0"
+    ) -> list[list[Any]]:
         """The members of generation 0, for each fold."""
-        return self._train("generation 0", train_first, learners, [seeds] * len(self))
+        return self._train(description, train_first, learners, [seeds] * len(self))
 
     def train_next(
         self, description: str, learners: list[Any], models: list[list[Any]], xi: float, pseudo_labels: PseudoLabels

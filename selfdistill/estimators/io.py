@@ -8,6 +8,7 @@ looking, so those are checked here.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,12 +32,16 @@ TYPES = frozenset(
         "scipy.interpolate._bsplines.BSpline",
         "scipy.sparse._csc.csc_matrix",
         "scipy.sparse._csr.csr_matrix",
+        "selfdistill.estimators.auto.AutoClassifier",
+        "selfdistill.estimators.auto.AutoRegressor",
         "selfdistill.estimators.network.NetworkClassifier",
         "selfdistill.estimators.network.NetworkRegressor",
         "selfdistill.estimators.self_distillation.PeerTaughtRegressor",
         "selfdistill.estimators.self_distillation.SelfDistilledClassifier",
         "selfdistill.estimators.self_distillation.SelfDistilledRegressor",
         "selfdistill.estimators.self_distillation.SelfTrainedClassifier",
+        "selfdistill.estimators.stacking.Stack",
+        "selfdistill.estimators.students.LogProbabilityClassifier",
         "selfdistill.estimators.wrappers.ClassNames",
         "selfdistill.estimators.wrappers.FrameEncoder",
         "selfdistill.estimators.wrappers.IndicatorEncoder",
@@ -104,6 +109,18 @@ def save(estimator: Any, path: str | Path) -> None:
         raise DataError(
             f"{type(estimator).__name__} holds {foreign[0]}, which `load` would not trust; use scikit-learn alone"
         )
+
+
+def file_size(estimator: Any) -> int:
+    """The size of an estimator's file in bytes.
+
+    Raises:
+        DataError: as of `save`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "estimator.skops"
+        save(estimator, path)
+        return path.stat().st_size
 
 
 def load(path: str | Path, trust_code: bool = False) -> Any:

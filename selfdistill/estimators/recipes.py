@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from ..errors import RecipeError
-from ..io.expressions import Count, checked, parse_expression
+from ..io.expressions import Count, Range, checked, parse_expression
+from ..methods.registry import AUTO
+
+AUTO_TRAININGS = 21  # of auto() with few labelled rows: three learners by folds, two forests and a student
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class EstimatorRecipe:
 
         if self.name == "plain":
             return learner
+        if self.name == AUTO:
+            return self._automatic(learner, classify, **more)
         options = {**dict(self.options), **more}
         if options.get("peers") == "usual":
             options["peers"] = peers
@@ -50,6 +55,38 @@ class EstimatorRecipe:
             )
         kind = estimators.SelfDistilledClassifier if classify else estimators.SelfDistilledRegressor
         return kind(learner, **options)
+
+    def _automatic(self, learner: Any, classify: bool, **more: Any) -> Any:
+        from .. import estimators
+        from .auto import PRODUCTS
+
+        options = dict(self.options)
+        if options["product"] not in PRODUCTS:
+            raise RecipeError(f"product is one of {', '.join(PRODUCTS)}, not {options['product']!r}")
+        if more.pop("audit", "safe") != "safe":
+            raise RecipeError("auto() chooses by rows held out; leave --audit out, or name a recipe")
+        kind = estimators.AutoClassifier if classify else estimators.AutoRegressor
+        return kind(learner, **options, **more)
+
+
+def auto(product: str = "best", synthetic: Annotated[int, Range(0, limit=10**6)] = 2000) -> EstimatorRecipe:
+    """The choice among learners, their stack and students of it, by labelled rows held out.
+
+    Equation::
+
+        s = sum_j w_j f_j,  w >= 0 fitted out of fold;  student: s on unlabelled and synthetic rows, (s + y) / 2 else
+
+    Args:
+        product: "best": the stack, its student or the mean of both; "single": the student, one learner's size and
+            speed; "stack": the stack, undistilled. The learner alone where nothing is better.
+        synthetic: Rows made of two others' columns that the stack labels for the student.
+
+    Returns:
+        The recipe.
+
+    Source: Breiman, Stacked Regressions, 1996; Bucila, Caruana and Niculescu-Mizil, Model Compression, KDD 2006.
+    """
+    return EstimatorRecipe(AUTO, (("product", product), ("synthetic", synthetic)))
 
 
 def plain() -> EstimatorRecipe:
@@ -141,9 +178,9 @@ def recipes() -> dict[str, Callable[..., EstimatorRecipe]]:
     """All of them by name.
 
     >>> sorted(recipes())
-    ['peer_taught', 'plain', 'self_distilled', 'self_trained']
+    ['auto', 'peer_taught', 'plain', 'self_distilled', 'self_trained']
     """
-    return {recipe.__name__: checked(recipe) for recipe in (peer_taught, plain, self_distilled, self_trained)}
+    return {recipe.__name__: checked(recipe) for recipe in (auto, peer_taught, plain, self_distilled, self_trained)}
 
 
 def card(name: str) -> dict[str, Any]:
@@ -156,7 +193,7 @@ def card(name: str) -> dict[str, Any]:
         **describe(name, recipes()[name]),
         "targets": "classes" if name == "self_trained" else "classes, values",
         "for": "learners",
-        "cost": {"trainings": trainings},
+        "cost": {"trainings": trainings if name != AUTO else AUTO_TRAININGS},
         "generations": trainings,
     }
 
@@ -181,11 +218,17 @@ def explain(expression: str) -> dict[str, Any]:
 def text(found: dict[str, Any]) -> str:
     """The same for people."""
     from ..methods.cards import argument_lines
+    from .auto import AUDITABLE
 
     options = ", ".join(f"{name} = {value}" for name, value in found["options"].items())
+    cost = "each training once more for every fold that audits it, and for every peer"
+    if found["name"] == AUTO:
+        cost = (
+            f"{AUTO_TRAININGS} trainings below {AUDITABLE} labelled rows, where forests are judged out of bag; else 36"
+        )
     return "\n".join([
         found["expression"], found["summary"], "", *(f"    {line}" for line in found["equation"].splitlines()), "",
         f"options:     {options}", f"for:         {found['for']}, {found['targets']}", f"needs:       {found['needs']}",
-        "cost:        each training once more for every fold that audits it, and for every peer",
+        f"cost:        {cost}",
         f"source:      {found['source']}", *argument_lines(found["arguments"]),
     ])  # fmt: skip

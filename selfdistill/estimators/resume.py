@@ -31,11 +31,11 @@ LEARNERS = "learners"  # a training of a learner counts as many passes as its ta
 _BLOCK = 1 << 16  # values that are hashed at once
 
 
-_active: ContextVar[tuple[Path | None, Progress | None]] = ContextVar("keeping", default=(None, None))
+_active: ContextVar[tuple[Path | None, Progress | None, float]] = ContextVar("keeping", default=(None, None, 0.0))
 
 
 @contextmanager
-def keeping(folder: str | Path | None, progress: Progress | None = None) -> Iterator[None]:
+def keeping(folder: str | Path | None, progress: Progress | None = None, shortest: float = 0.0) -> Iterator[None]:
     """Within it, the estimators of this package save every finished training and report their progress.
 
     A training that has a file of the same rows, targets, weights, learner and place in the chain of generations is
@@ -46,6 +46,7 @@ def keeping(folder: str | Path | None, progress: Progress | None = None) -> Iter
         folder: where the files are; made if it is not there. None saves nothing.
         progress: called after each training with the number of finished ones, the number planned for the whole fit (an
             audit may end it early), and a description of the training.
+        shortest: seconds of a training below which it is not kept: to write a forest takes longer than to train it.
 
     Raises:
         DataError: the folder cannot be made.
@@ -66,7 +67,7 @@ def keeping(folder: str | Path | None, progress: Progress | None = None) -> Iter
             remove_unfinished(folder)
         except OSError as error:
             raise DataError(f"{folder} cannot be made a folder ({error.strerror}); give another place") from error
-    token = _active.set((folder, progress))
+    token = _active.set((folder, progress, shortest))
     try:
         yield
     finally:
@@ -76,9 +77,10 @@ def keeping(folder: str | Path | None, progress: Progress | None = None) -> Iter
 class FitProgress:
     """How many trainings of a fit have finished, of how many. In another process it collects what to report."""
 
-    def __init__(self, folder: Path | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, folder: Path | None = None, progress: Progress | None = None, shortest: float = 0.0) -> None:
         self.folder = folder
         self.progress = progress
+        self.shortest = shortest
         self.done = self.planned = self.rows = 0
         self.unreported: list[str] | None = None
         self.begun = time.monotonic()
@@ -137,13 +139,14 @@ class TrainingCache:
         file = self._file(description, learner, inputs)
         model = None if file is None else _read(file)
         if model is None:
-            token = _active.set((None, None))  # a learner may be one of ours: its trainings are not this fit's
+            token = _active.set((None, None, 0.0))  # a learner may be one of ours: its trainings are not this fit's
             trim_memory()  # or it would begin above what the one before took, and the predictions since
+            begun = time.monotonic()
             try:
                 model = fit()
             finally:
                 _active.reset(token)
-            if file is not None:
+            if file is not None and time.monotonic() - begun >= self.progress.shortest:
                 _write(file, model)
         self.progress.report(description)
         return model

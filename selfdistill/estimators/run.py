@@ -16,7 +16,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,12 +41,17 @@ from ..evaluation.predict import (
 )
 from ..io.expressions import one_line
 from ..io.run_record import Request
+from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR, model_card, model_folder
 from ..training import threads
+from ..training.shortlist import visible
 from ..training.task_type import Listeners, require_same_data
 from . import base_learners
 from .base_learners import NETWORKS
 from .recipes import EstimatorRecipe, read_recipe
+
+if TYPE_CHECKING:
+    from .auto import AutoDistillation
 
 BOOSTING = "boosting"  # what a table is learnt by where nothing is asked for
 
@@ -124,7 +129,7 @@ def prepare(request: Request) -> TableRun:
         ),
         decisions=request.decisions, raw_csv=request.raw_csv,
     )  # fmt: skip
-    expression = request.method or _default_recipe(data)
+    expression = request.method or f"{AUTO}()"
     settings = {"seed": request.seed, "audit": "safe", "audit_folds": request.audit_folds or "auto"}
     run = TableRun(
         request,
@@ -139,13 +144,6 @@ def prepare(request: Request) -> TableRun:
                         "--unlabelled PATH, or take self_distilled()")  # fmt: skip
     run.estimator(request.seed)  # what does not fit says so before anything is trained
     return run
-
-
-def _default_recipe(data: Frame) -> str:
-    """Boosting with peers: they label the unlabelled rows, where there are some, and else correct the labels."""
-    if not len(data.unlabelled):
-        return "self_distilled()"
-    return "peer_taught()" if data.task == "regress" else "self_trained(peers='usual')"
 
 
 def _refuse_network_options(request: Request) -> None:
@@ -165,6 +163,9 @@ MOST = 20_000  # labelled rows, beyond which the learner alone is not trained fi
 
 
 FOLDS = 5
+
+
+KEPT = 1.0  # seconds of a training from which on it is kept for a resumed run
 
 
 def predict_frame(model: Any, frame: Any, classes: int) -> Tensor:
@@ -292,6 +293,7 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
     from threadpoolctl import threadpool_limits
 
     from ..data.tables import skops
+    from .auto import AutoDistillation
     from .io import save
     from .resume import keeping
     from .wrappers import ClassNames
@@ -314,15 +316,22 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
         if reporter:
             reporter.count(number, planned, what)
 
+    automatic = isinstance(learner, AutoDistillation)
+    if automatic:
+        what = visible(len(data.labelled), "accuracy" if run.classify else "mse").replace("validation", "labelled")
+        listeners.tell(f"auto(): learners of several kinds, their stack and a student of it, judged by {what}")
     with threadpool_limits(torch.get_num_threads()):  # scikit-learn's threads are not torch's
-        with keeping(folder / "fits", progress):
+        with keeping(folder / "fits", progress, KEPT):
             model = fit(run, learner)
         seconds = time.monotonic() - begun
         if self_taught(model):
             for line in model.report().splitlines():
                 listeners.tell(line)
-        alone = model if not self_taught(model) else fit(run, run.learner(seed))
+        alone = model.alone_ if automatic else fit(run, run.learner(seed)) if self_taught(model) else model
         result = _result(run, model, alone, max(1, done[0]), seconds)
+        if automatic:
+            result |= _tried(run, model, result)
+            model.forget()
     place = folder / "model"
     place.mkdir(exist_ok=True)
     save(ClassNames.of(model, data.classes) if run.classify else model, place / ESTIMATOR)
@@ -333,6 +342,8 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
 
 
 def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: float) -> dict[str, Any]:
+    from .auto import AutoDistillation
+
     data, seed, shown = run.data, int(run.settings["seed"]), "reliability" if run.classify else "predicted"
     y = torch.from_numpy(data.y[data.test])
     history = [_history_row(row, model) for row in model.history_] if self_taught(model) else []
@@ -342,11 +353,16 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
         "generations": history or [{"generation": 0, "decision": None}], "steps": trainings,
         "seconds": round(seconds, 2), shown: {},
     }  # fmt: skip
-    names = {f"generation {result['final_generation']}, the final model": model} if self_taught(model) else {}
+    final = f"generation {result['final_generation']}, the final model"
+    automatic = isinstance(model, AutoDistillation)
+    names = {model.product_ if automatic else final: model} if self_taught(model) else {}
     rest = data.test[~np.isin(data.test, data.copies.across.numpy())]
     apart: dict[str, Any] = {"rows": len(rest)} if 0 < len(rest) < len(data.test) else {}
     for name, one in {"the learner alone": alone, **names}.items():
-        errors = residuals(run, one, seed)
+        if automatic and one is alone and model.alone_residuals_ is not None:
+            errors: Tensor | None = torch.from_numpy(model.alone_residuals_)
+        else:
+            errors = residuals(run, one, seed)
         figures, outputs, half = score_test(run, one, errors)
         if apart:
             scores = score_test(run, one, errors, rest)[0]
@@ -357,6 +373,55 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
         if one is model:
             result |= {"test": figures, "half": half}
     return {**result, **({"without_copies": apart} if apart else {})}
+
+
+def _tried(run: TableRun, model: AutoDistillation, result: dict[str, Any]) -> dict[str, Any]:
+    """What `auto()` tried and chose, as run.json holds it, and how much of the stack's gain one student keeps."""
+    measure = "accuracy" if run.classify else "rmse"
+    first = model.candidates_[0]["score"]
+    tried = [
+        {
+            "method": row["name"],
+            "about": row["about"],
+            "score": row["score"],
+            "rows": len(run.data.labelled),
+            "gain": None if row["score"] is None or first is None else row["score"] - first,
+            "steps": 0,
+            "passes": 0.0,
+            "seconds": 0.0,
+            "outcome": row["outcome"],
+            "chosen": row["name"] == model.product_,
+        }
+        for row in model.candidates_
+    ]
+    found: dict[str, Any] = {"measure": measure, "tried": tried, "why": model.why_, "left_out": model.notes_}
+    return {"auto": {**found, **_kept(run, model, result["plain"]["end"][measure], measure)}}
+
+
+def _kept(run: TableRun, model: AutoDistillation, plain: float, measure: str) -> dict[str, Any]:
+    """The stack's and the student's scores on the test split, and the student's size and speed beside the learner's."""
+    if model.teacher_ is None or model.student_ is None or model.alone_ is None:
+        return {}
+    scores = {
+        name: score_test(run, one, None)[0][measure]
+        for name, one in (("stack", model.teacher_), ("student", model.student_))
+    }
+    from .io import file_size
+
+    whole = scores["stack"] - plain
+    rows = run.data.rows(run.data.test)
+    times, sizes = [], []
+    for one in (model.alone_, model.student_):
+        begun = time.perf_counter()
+        one.predict(rows)
+        times.append(time.perf_counter() - begun)
+        sizes.append(file_size(one))
+    return {
+        "test": scores,
+        "kept": (scores["student"] - plain) / whole if whole else None,
+        "prediction_time": times[1] / times[0],
+        "file_size": sizes[1] / sizes[0],
+    }
 
 
 def _history_row(row: dict[str, Any], model: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR
 from ..training.comparison import ComparisonDesign
-from ..training.task_type import Cost, GenerationCurve, Rows, TaskType, generation_name, refuse_example
+from ..training.task_type import Cost, FigureTable, GenerationCurve, Rows, TaskType, generation_name, refuse_example
 from . import base_learners, recipes
 from .base_learners import NETWORKS
 
@@ -125,13 +125,11 @@ class TableTaskType(TaskType):
         table = [(self.baseline(result), plain["end"])]
         if plain["from"] == "method":
             return table
-        return [
-            *table,
-            (
-                f"{result['method']}, {generation_name(result, {'generation': result['final_generation']})}",
-                result["test"],
-            ),
-        ]
+        auto = result.get("auto")
+        name = generation_name(result, {"generation": result["final_generation"]})
+        if auto is not None:
+            name = next(trial["method"] for trial in auto["tried"] if trial["chosen"])
+        return [*table, (f"{result['method']}, {name}", result["test"])]
 
     def baseline(self, result: dict[str, Any]) -> str:
         return f"{result['model']} alone"
@@ -154,13 +152,26 @@ class TableTaskType(TaskType):
     def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve]:
         """The metric of generations on labelled rows that they had not learnt from, where the audit asked them."""
         audited = [g for g in result["generations"] if g.get("loss") is not None]
-        if not audited:
+        if not audited or "auto" in result:
             return []
         classify = audited[0]["measure"] == "accuracy"
         metric = "accuracy" if classify else "RMSE"
         points = [(g["generation"], 1 - g["loss"] if classify else g["loss"] ** 0.5) for g in audited]
         caption = f"{metric[0].upper()}{metric[1:]} of each generation on labelled rows that it had not learnt from."
         return [GenerationCurve(metric, points, caption)]
+
+    def tables(self, result: dict[str, Any]) -> Sequence[FigureTable]:
+        """How much of the stack's gain one student keeps, and its size and speed, where there is one."""
+        auto = result.get("auto", {})
+        if "kept" not in auto:
+            return []
+        form, scale = (".1f", 100.0) if auto["measure"] == "accuracy" else (".4g", 1.0)
+        scores = [f"{scale * auto['test'][name]:{form}}" for name in ("stack", "student")]
+        kept = "-" if auto["kept"] is None else f"{100 * auto['kept']:.0f} %"
+        row = [*scores, kept, f"{auto['prediction_time']:.1f} x", f"{auto['file_size']:.1f} x"]
+        head = ("the stack", "its student", "share of the stack's gain kept", "prediction time", "file size")
+        caption = "On the test split; time and size of the student beside those of the learner alone."
+        return [FigureTable("One student in place of the stack", head, [row], caption)]
 
     def cost(self, result: dict[str, Any]) -> Cost:
         """Trainings."""

@@ -38,6 +38,8 @@ def weight_parameter(estimator: Any) -> str | None:
         name, last = estimator.steps[-1]
         inner = weight_parameter(last)
         return None if inner is None else f"{name}__{inner}"
+    if isinstance(estimator, RowLimit) and weight_parameter(estimator.estimator) is None:
+        return None
     return "sample_weight" if has_fit_parameter(estimator, "sample_weight") else None
 
 
@@ -74,16 +76,18 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A pandas or polars frame as an array (rows, columns) of float64.
 
     Numbers and booleans stay as they are and times become seconds. Any other value becomes the rank of its text among
-    the ``most`` most frequent ones of the column; rarer and unknown texts share the next code. Missing values are nan.
-    An array stays as it is.
+    the ``most`` most frequent ones of the column, those of ``least`` rows or more; rarer and unknown texts share the
+    next code; where these are of fewer than ``least`` rows, that of the most frequent. Missing values are nan. An array
+    stays as it is.
 
     >>> import pandas as pd
     >>> FrameEncoder().fit_transform(pd.DataFrame({"n": [1, 2, 3], "kind": ["b", None, "b"]})).tolist()
     [[1.0, 0.0], [2.0, nan], [3.0, 0.0]]
     """
 
-    def __init__(self, most: int = MAX_CATEGORIES) -> None:
+    def __init__(self, most: int = MAX_CATEGORIES, least: int = 1) -> None:
         self.most = most
+        self.least = least
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -94,13 +98,20 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Learn the categories of each column."""
         self.columns_ = list(X.columns) if hasattr(X, "columns") else None
         self.categories_: list[list[str] | None] = []  # the texts of each column; None for numbers
+        self.rest_: list[int] = []  # the code of all other texts
         for name in self.columns_ or ():
             if numeric_values(X[name]) is not None:
                 self.categories_.append(None)
+                self.rest_.append(0)
                 continue
             codes, texts = category_codes(X[name])
             frequency = np.bincount(codes[codes >= 0], minlength=len(texts))
-            self.categories_.append([texts[i] for i in np.argsort(-frequency, kind="stable")[: self.most]])
+            order = np.argsort(-frequency, kind="stable")[: self.most]
+            self.categories_.append([texts[i] for i in order if frequency[i] >= self.least])
+            kept = len(self.categories_[-1] or ())
+            others = int(frequency.sum() - frequency[order[:kept]].sum())
+            few = self.least > 1 and others < self.least  # too few to be told apart: as the most frequent ones
+            self.rest_.append(0 if few else kept)
         return self
 
     def transform(self, X: Any) -> Any:
@@ -112,10 +123,10 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.columns_ is None:
             return X
         encoded = np.empty((X.shape[0], len(self.columns_)))
-        for i, (name, categories) in enumerate(zip(self.columns_, self.categories_, strict=True)):
+        for i, (name, categories, rest) in enumerate(zip(self.columns_, self.categories_, self.rest_, strict=True)):
             if name not in X.columns:
                 raise ValueError(f"column {name!r} is missing; give the columns that were learnt from")
-            column = numeric_values(X[name]) if categories is None else _ranks(X[name], categories)
+            column = numeric_values(X[name]) if categories is None else _ranks(X[name], categories, rest)
             if column is None:
                 raise ValueError(f"column {name!r} had numbers and has {X[name].dtype}; give numbers")
             encoded[:, i] = column
@@ -126,25 +137,26 @@ class FrameEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.array([categories is not None for categories in self.categories_], dtype=bool)
 
 
-def _ranks(column: Any, categories: list[str]) -> Floats:
+def _ranks(column: Any, categories: list[str], rest: int) -> Floats:
     codes, texts = category_codes(column)
     rank = {text: float(number) for number, text in enumerate(categories)}
-    return np.array([*(rank.get(text, float(len(categories))) for text in texts), np.nan])[codes]  # -1: the last, nan
+    return np.array([*(rank.get(text, float(rest)) for text in texts), np.nan])[codes]  # -1: the last, nan
 
 
 class IndicatorEncoder(FrameEncoder):
     """A frame as a sparse matrix for linear models.
 
     Numbers are standardised; a missing one becomes the median, and a further column marks it. Any other column becomes
-    an indicator for each of its ``most`` most frequent categories, and one for the rest.
+    an indicator for each of its ``most`` most frequent categories, those of ``least`` rows or more, and one for the
+    rest.
 
     >>> import pandas as pd
     >>> IndicatorEncoder().fit_transform(pd.DataFrame({"n": [1, 3], "kind": ["b", "a"]})).toarray().tolist()
     [[-1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
     """
 
-    def __init__(self, most: int = MAX_INDICATORS) -> None:
-        super().__init__(most)
+    def __init__(self, most: int = MAX_INDICATORS, least: int = 1) -> None:
+        super().__init__(most, least)
 
     def fit(self, X: Any, y: Any = None) -> IndicatorEncoder:
         """Learn medians, standard deviations and categories."""
@@ -232,6 +244,7 @@ class RowLimit(Wrapper):
         most_rows: of a fit. Of more rows, this many are drawn: the same ones each time, and at least one of each class.
         codes: encode a frame by `FrameEncoder`, and pass on which columns hold codes if the estimator has
             ``categorical_features``.
+        least: rows of a category below which it is one of the rest.
 
     Attributes:
         estimator_: the fitted estimator. encoder_: the fitted `FrameEncoder`, or None.
@@ -246,6 +259,7 @@ class RowLimit(Wrapper):
     _: KW_ONLY
     most_rows: int = 200_000
     codes: bool = False
+    least: int = 1
 
     def __sklearn_tags__(self) -> Any:
         return get_tags(self.estimator)
@@ -264,7 +278,7 @@ class RowLimit(Wrapper):
             rows = draw_rows(X.shape[0], self.most_rows, 0, classes)
             X, y, weights = take(X, rows), y[rows], None if weights is None else weights[rows]
         X, learner = as_rows(X), clone(self.estimator)
-        self.encoder_ = FrameEncoder().fit(X) if self.codes else None
+        self.encoder_ = FrameEncoder(least=self.least).fit(X) if self.codes else None
         if self.encoder_ is not None:
             X = self.encoder_.transform(X)
             trim_memory()  # the frame's columns are many small pieces
@@ -297,6 +311,22 @@ def innermost(estimator: Any) -> Any:
     if isinstance(estimator, RowLimit):
         return innermost(estimator.estimator)
     return innermost(estimator[-1]) if isinstance(estimator, Pipeline) else estimator
+
+
+def with_innermost(estimator: Any, learner: Any) -> Any:
+    """An estimator with another learner within its limits and pipelines; changed in place where it has any.
+
+    >>> from sklearn.linear_model import Lasso, Ridge
+    >>> innermost(with_innermost(make_pipeline(StandardScaler(), Ridge()), Lasso()))
+    Lasso()
+    """
+    if isinstance(estimator, RowLimit):
+        return estimator.set_params(estimator=with_innermost(estimator.estimator, learner))
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        estimator.steps[-1] = (name, with_innermost(last, learner))
+        return estimator
+    return learner
 
 
 class ClassNames(ClassifierMixin, Wrapper):  # type: ignore[misc]

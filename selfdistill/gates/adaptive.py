@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.memory import Buffers, SampleMemory, averages, spoken
-from ..core.parts import BaseTerm, BindArgs, Gate, GenerationData
+from ..core.parts import BaseTerm, BindArgs, Gate, GenerationData, Schedule, value_at
 from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
@@ -132,7 +132,7 @@ class Running(Buffers):
 class _RunningGate(Gate[Running]):
     """A gate with running means over its targets."""
 
-    decay: float = 0.999
+    decay: float | Schedule = 0.999
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
     prefers: ClassVar[str | None] = None  # thresholds differ by class
 
@@ -152,12 +152,13 @@ class _RunningGate(Gate[Running]):
         """The running means with the current batch."""
         p = spoken(target.probabilities(student.shape[-1]), target.valid)
         forward.notes.setdefault(self.key(term), p)
-        return state.advance(p, self.decay, self.aligns())
+        return state.advance(p, value_at(self.decay, forward.clock), self.aligns())
 
     def update(self, state: Running, forwards: Sequence[Forward], term: BaseTerm) -> None:
         batches = [forward.notes[self.key(term)] for forward in forwards if self.key(term) in forward.notes]
         if batches:
-            result = state.advance(torch.cat(batches), self.decay, self.aligns())
+            decay = value_at(self.decay, forwards[0].clock)
+            result = state.advance(torch.cat(batches), decay, self.aligns())
             for name in state._buffers:
                 setattr(state, name, getattr(result, name))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.memory import Buffers, SampleMemory
 from ..core.outputs import element_shape
-from ..core.parts import BaseTerm, BindArgs, Gate, GenerationData
+from ..core.parts import BaseTerm, BindArgs, Gate, GenerationData, Schedule, value_at
 from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
@@ -97,8 +97,8 @@ class FallingLoss(Gate[_Threshold]):
     base: float = 1.27
     scale: float = 1.0001
     floor: float = 0.05
-    warm_up: float = 10 / 1024
-    period: float = 9 / 1024
+    warm_up: float | Schedule = 10 / 1024
+    period: float | Schedule = 9 / 1024
     phase: str = "both"
     labelled: str = "labelled"
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
@@ -106,7 +106,7 @@ class FallingLoss(Gate[_Threshold]):
     def __post_init__(self) -> None:
         if self.phase not in ("both", "falling", "floor"):
             raise RecipeError(f"phase is 'both', 'falling' or 'floor', not {self.phase!r}")
-        if not (self.base >= 1 and self.floor > 0 and self.period > 0):
+        if not (self.base >= 1 and self.floor > 0 and (callable(self.period) or self.period > 0)):
             raise RecipeError(
                 "the threshold falls by a base of at least 1, each period above 0, to a floor above 0; not "
                 f"base {self.base}, period {self.period}, floor {self.floor}"
@@ -123,7 +123,9 @@ class FallingLoss(Gate[_Threshold]):
         first = float(state.first)
         if not first > 0:
             return None
-        periods = int(max(0.0, forward.clock.progress - self.warm_up) / self.period)
+        clock = forward.clock
+        elapsed = max(0.0, clock.progress - value_at(self.warm_up, clock))
+        periods = int(elapsed / value_at(self.period, clock))
         return max(self.scale * first / self.base**periods, self.floor)
 
     def weigh(self, state: _Threshold, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
@@ -140,7 +142,7 @@ class FallingLoss(Gate[_Threshold]):
             if rows is not None:
                 ids, labels, log_p = rows
                 state.write(ids, -at_label(log_p, labels).reshape(len(ids), -1).mean(1, keepdim=True))
-        if clock.at(clock.step + 1).progress >= self.warm_up and len(state):
+        if clock.at(clock.step + 1).progress >= value_at(self.warm_up, clock) and len(state):
             state.first = state.stored.mean()
 
 

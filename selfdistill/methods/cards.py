@@ -19,7 +19,7 @@ from ..core.step import TrainingClock
 from ..errors import SpaceError
 from ..io.expressions import expression_name
 from ..teachers.cached import fixed_views
-from ..views import View, Views
+from ..views import USUAL_STEPS, View, Views
 from .registry import recipes
 from .validate import check_method
 
@@ -166,7 +166,7 @@ def targets(method: Method) -> str:
 
 def _rows(views: Views, view: str) -> float:
     """Rows of a view for each row of the batch."""
-    return views.ratio if any(v.name == view and v.rows == "unlabelled" for v in views.views) else 1.0
+    return views.ratio_at(USUAL_STEPS) if any(v.name == view and v.rows == "unlabelled" for v in views.views) else 1.0
 
 
 def cost(method: Method) -> dict[str, float]:

@@ -212,7 +212,10 @@ def dlb(alpha: Share = 1.0, temperature: Positive = 3.0) -> Method:
     )
 
 
-def temporal_ensembling(weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Share = 80 / 300) -> Method:
+def temporal_ensembling(
+    weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Share = 80 / 300, labelled: Share = 0.5,
+    augment: str = "default",
+) -> Method:  # fmt: skip
     """Temporal ensembling: predictions agree with the average of those of earlier epochs, with or without a label.
 
     Equation::
@@ -225,9 +228,13 @@ def temporal_ensembling(weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Sh
         weight: Weight of the past predictions after the ramp, before the factor M / N; 0 or more.
         decay: Decay d of the accumulated predictions, in [0, 1].
         ramp: Share of the epochs in which the weight rises, in [0, 1].
+        labelled: Least share of labelled rows in a batch, in [0, 1), repeated where they are few.
+        augment: Augmentation of the rows: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``past``.
+
+    Departs: Half of a batch is labelled, and rows are augmented as the data are.
 
     Source: Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, ICLR 2017, algorithm 2 (80 of 300 epochs).
 
@@ -242,7 +249,7 @@ def temporal_ensembling(weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Sh
                 Ensembled(decay), squared, gate=LabelledShare(), weight=EpochRamp(weight, ramp), reduction=PerView()
             ),
         },
-        views=Views((View("x", "all", "weak"),)),
+        views=Views((View("x", "all", augment),), labelled=labelled),
     )
 
 

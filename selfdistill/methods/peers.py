@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from ..core.objective import Method
-from ..core.parts import PerRow, PerTrust, Term
+from dataclasses import replace
+
+from ..core.objective import LeastSteps, Method
+from ..core.parts import PerRow, PerTrust, Schedule, Term
 from ..gates import Bagged, Confident, PeerShard, Unanimous
 from ..io.expressions import Count, NonNegative, Positive, Ratio, Share, Size
 from ..losses import KL, CrossEntropy, KLFromStudent
 from ..models.peers import Apart, Attending, Gated, Group
-from ..schedules import After, EpochRamp
+from ..schedules import After, EpochRamp, Rise
 from ..teachers import Combined, CurrentStudent, Labels, OtherPeers, Stale
-from ..views import View, Views
+from ..views import BudgetRatio, View, Views
 from .controls import supervised
 
 
 def co_training(
-    confidence: Share = 0.95, weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0
-) -> Method:
+    confidence: Share = 0.95, weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio | None = None,
+    ramp: Share = 0.4,
+) -> Method:  # fmt: skip
     """Co-training: each of two networks learns the labels that the other one gives with confidence.
 
     Equation::
@@ -30,14 +33,16 @@ def co_training(
         confidence: Probability c from which the other network's best class counts, in [0, 1].
         weight: Weight w of the unlabelled rows, 0 or more.
         share: Share of the labelled rows that each network sees, in (0, 1].
-        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 7 in a run of
+            2^20 steps and fewer in a shorter one.
+        ramp: Share of the training in which the weight rises from 0, in [0, 1].
 
     Returns:
         The method, with the terms ``label`` and ``other``.
 
-    Departs: The paper has two sets of features each of which suffices; here the two differ by their first weights and
-    by the labelled rows that each sees. The paper moves the most confident rows into the labelled set, round by round;
-    here the labels are given anew at every step.
+    Departs: The weight rises, and a short run has fewer unlabelled rows. The paper has two sets of features each of
+    which suffices; here the two differ by their first weights and by the labelled rows that each sees. The paper moves
+    the most confident rows into the labelled set, round by round; here the labels are given anew at every step.
 
     Needs: unlabelled rows.
 
@@ -46,10 +51,13 @@ def co_training(
     >>> co_training(confidence=0.8).terms["other"].gate
     Confident(threshold=0.8)
     """
-    return _each_other(2, Confident(confidence), weight, share, ratio)
+    method = _each_other(2, Confident(confidence), Rise(weight, ramp), share, ratio)
+    return replace(method, least=LeastSteps("co_training", 500))
 
 
-def tri_training(weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0) -> Method:
+def tri_training(
+    weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio | None = None, ramp: Share = 0.4
+) -> Method:
     """Tri-training: each of three networks learns the labels on which the other two agree.
 
     Equation::
@@ -62,14 +70,17 @@ def tri_training(weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio =
     Args:
         weight: Weight w of the unlabelled rows, 0 or more.
         share: Share of the labelled rows that each network sees, in (0, 1].
-        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 7 in a run of
+            2^20 steps and fewer in a shorter one.
+        ramp: Share of the training in which the weight rises from 0, in [0, 1].
 
     Returns:
         The method, with the terms ``label`` and ``other``.
 
-    Departs: In the paper each of the three draws a bootstrap of the labels; here it has the share of rows that a
-    bootstrap would have, fixed for each. The paper refits whole classifiers in rounds and takes a round only where the
-    error that it estimates falls; here each step is taken, and the audit judges the whole.
+    Departs: The weight rises, and a short run has fewer unlabelled rows. In the paper each of the three draws a
+    bootstrap of the labels; here it has the share of rows that a bootstrap would have, fixed for each. The paper refits
+    whole classifiers in rounds and takes a round only where the error that it estimates falls; here each step is taken,
+    and the audit judges the whole.
 
     Needs: unlabelled rows.
 
@@ -78,10 +89,11 @@ def tri_training(weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio =
     >>> tri_training().wrap_model
     Group(peers=3)
     """
-    return _each_other(3, Unanimous(), weight, share, ratio)
+    method = _each_other(3, Unanimous(), Rise(weight, ramp), share, ratio)
+    return replace(method, least=LeastSteps("tri_training", 500))
 
 
-def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: float, ratio: float) -> Method:
+def _each_other(peers: int, gate: Confident | Unanimous, weight: Schedule, share: float, ratio: float | None) -> Method:
     """Labels on the rows that each has drawn, and of the others on unlabelled rows; a sum over the peers."""
     bag, hard = Bagged(share), CrossEntropy(hard=True)
     return Method(
@@ -89,7 +101,7 @@ def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: f
             "label": supervised("labelled", "peers", gate=bag, weight=float(peers), reduction=PerTrust()),
             "other": Term(OtherPeers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
         },
-        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), BudgetRatio(7.0) if ratio is None else ratio),
         wrap_model=Group(peers),
     )
 

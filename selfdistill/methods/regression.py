@@ -12,6 +12,9 @@ from ..models.peers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
 from ..teachers import Aligned, CurrentStudent, Generation, Labels, OtherPeers, Sampled
 from ..views import View, Views, weak_strong
+from .semi_supervised import risen
+
+RANKUP, UCVME = 2**18, 10_000  # steps from which on weights are constant: RankUp's, and about 30 epochs as UCVME's
 
 
 def gaussian(beta: float = 0.5) -> Method:
@@ -145,13 +148,13 @@ def heteroscedastic(
     )
 
 
-def ucvme(weight: NonNegative = 10.0, passes: Count = 5, ratio: Ratio = 1.0) -> Method:
+def ucvme(weight: NonNegative = 10.0, passes: Count = 5, ratio: Ratio = 1.0, ramp: Share = 0.4) -> Method:
     """UCVME: two networks agree on the variance, and learn the mean of dropout passes of both on unlabelled rows.
 
     Equation::
 
         L = mean sum_k { [(y - m_k)^2 exp(-z) + z] / 2 + (z_k - sg z_l)^2 },  z = (z_a + z_b) / 2,  l the other one
-          + w mean_u sum_k { [(m_k - m~)^2 exp(-z~) + z~] / 2 + (z_k - z~)^2 }
+          + w(t) mean_u sum_k { [(m_k - m~)^2 exp(-z~) + z~] / 2 + (z_k - z~)^2 }
         m~, z~ = means of m, z = log s^2 over T passes of both networks with dropout on, no gradient
 
     The sum of (z_k - sg z_l)^2 has the gradient of (z_a - z_b)^2. z~ is a constant that weighs. Without dropout (the
@@ -161,12 +164,13 @@ def ucvme(weight: NonNegative = 10.0, passes: Count = 5, ratio: Ratio = 1.0) -> 
         weight: Weight w of the unlabelled rows, 0 or more.
         passes: Number T of passes with dropout, 1 or more.
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        ramp: Share of a short run in which w rises, in [0, 1]; it shrinks to 0 at 10,000 steps.
 
     Returns:
         The method, with the terms ``label``, ``agree``, ``mean`` and ``variance``.
 
-    Departs: The shared z is that of the authors' code. The final model predicts with dropout off, where the authors
-    average passes.
+    Departs: In a short run w rises. The shared z is that of the authors' code. The final model predicts with dropout
+    off, where the authors average passes.
 
     Needs: unlabelled rows, and a model with dropout: --model 'mlp(dropout=0.05)'.
 
@@ -176,25 +180,28 @@ def ucvme(weight: NonNegative = 10.0, passes: Count = 5, ratio: Ratio = 1.0) -> 
     >>> ucvme().terms["mean"].teacher
     Sampled(passes=5)
     """
-    head, sampled = "peer_gaussians", Sampled(passes)
+    head, sampled, rise = "peer_gaussians", Sampled(passes), risen(weight, ramp, UCVME)
     return Method(
         {
             "label": Term(Labels(), GaussianNLL(shared=True), "labelled", head, reduction=PerRow()),
             "agree": Term(OtherPeers(), LogVariances(), "labelled", head, reduction=PerRow()),
-            "mean": Term(sampled, MeanNLL(), "unlabelled", head, weight=weight, reduction=PerRow()),
-            "variance": Term(sampled, LogVariances(), "unlabelled", head, weight=weight, reduction=PerRow()),
+            "mean": Term(sampled, MeanNLL(), "unlabelled", head, weight=rise, reduction=PerRow()),
+            "variance": Term(sampled, LogVariances(), "unlabelled", head, weight=rise, reduction=PerRow()),
         },
         views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
         wrap_model=GaussianPair(),
     )
 
 
-def rankup(weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio = 7.0, rda: float = 0.0) -> Method:
+def rankup(
+    weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio | None = None, rda: float = 0.0,
+    ramp: Share = 0.4, labelled: str = "default", weak: str = "default", strong: str = "strong",
+) -> Method:  # fmt: skip
     """RankUp: a second head learns which of two rows has the larger value, by FixMatch on unlabelled pairs.
 
     Equation::
 
-        L = mean abs(y - f) + w { mean_ij CE(r_ij, p_ij) + mean_uv 1[max q_uv >= c] CE(argmax q_uv, p(strong)_uv) }
+        L = mean abs(y - f) + w { mean_ij CE(r_ij, p_ij) + a(t) mean_uv 1[max q_uv >= c] CE(argmax q_uv, p(strong)_uv) }
           + rda min(1, t / 0.4) mean_u (f(weak u) - A(f(weak u)))^2
         p_ij = softmax(a_i - a_j), a of two logits;  r_ij: is y_i above y_j?  q = sg p(weak);  all ordered pairs
         A: rank r of N among what was said of all rows in the last epoch -> quantile r / (N - 1) of the labels
@@ -205,14 +212,19 @@ def rankup(weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio = 7
     Args:
         weight: Weight w of the ranking, 0 or more.
         confidence: Probability c above which a pair's order counts, in [0, 1].
-        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 7 in a run of
+            2^18 steps and fewer in a shorter one.
         rda: Weight of the distribution alignment, 0 or more; the authors' is 1 where they use it.
+        ramp: Share of a short run in which the weight of unlabelled pairs rises, in [0, 1]; none at 2^18 steps.
+        labelled, weak, strong: Augmentation of labelled rows and of both views of unlabelled ones: 'default' (as the
+            data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label``, ``order`` and ``pairs``.
 
-    Departs: The authors predict with an average of the weights; here the last ones predict. Their code renews A every
-    1024 steps, which is their epoch.
+    Departs: A short run has fewer unlabelled rows and a weight that rises, and weak views are augmented as the data
+    are. The authors predict with an average of the weights; here the last ones predict. Their code renews A every 1024
+    steps, which is their epoch.
 
     Needs: unlabelled rows.
 
@@ -225,8 +237,14 @@ def rankup(weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio = 7
     terms = {
         "label": Term(Labels(), Absolute(), "labelled", "values"),
         "order": Term(Labels(), PairCrossEntropy(), "labelled", "ranks", weight=weight),
-        "pairs": Term(CurrentStudent(view="weak"), PairCrossEntropy(confidence), "strong", "ranks", weight=weight),
+        "pairs": Term(
+            CurrentStudent(view="weak"),
+            PairCrossEntropy(confidence),
+            "strong",
+            "ranks",
+            weight=risen(weight, ramp, RANKUP),
+        ),
     }
     if rda:
         terms["aligned"] = Term(Aligned(), Squared(mean=True), "weak", "values", weight=Rise(rda, 0.4))
-    return Method(terms, views=weak_strong(ratio), wrap_model=Ranked())
+    return Method(terms, weak_strong(ratio, labelled, weak, strong, RANKUP), Ranked())

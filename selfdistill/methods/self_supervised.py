@@ -10,12 +10,15 @@ from ..core.parts import Term
 from ..io.expressions import Extras, Positive, Share, Size
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
+from ..schedules import RunDecay
 from ..teachers import CentredMomentum, CurrentStudent, Momentum
 from ..terms import Cooling, RowMeanCooling
 from ..views import View, Views, two
 
 CROPS = two("all", "crop")
 WIDTHS = (512, 512, 128)  # of the projection of dino and ibot
+BYOL = RunDecay(0.996, 312_500, 0.97)  # the paper's .996 for 1,000 epochs and .97 for 40 of 312 steps each
+DINO = RunDecay(0.996, 125_000, 0.97)  # .996 for 100 epochs of 1,251 steps
 PAIRS = (("x", "other"), ("other", "x"))  # who learns from which
 
 
@@ -53,7 +56,7 @@ def simsiam(width: Size = 256) -> Method:
     return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
 
 
-def byol(decay: Share = 0.99, hidden: Size = 512, width: Size = 128) -> Method:
+def byol(decay: Share | None = None, hidden: Size = 512, width: Size = 128) -> Method:
     """BYOL: predict the projection that an average of the model's weights gives of another view.
 
     Equation::
@@ -65,7 +68,8 @@ def byol(decay: Share = 0.99, hidden: Size = 512, width: Size = 128) -> Method:
     train mode. No label is read; the classifier is fitted afterwards as a linear probe.
 
     Args:
-        decay: Decay of the averaged weights at the start, in [0, 1).
+        decay: Decay of the averaged weights at the start, in [0, 1); left open, .996 in a run of 312,500 steps, and in
+            a shorter one that of as large a share of it, but at least .97.
         hidden: Width of the hidden layers of g and q, 1 or more.
         width: Width of the projection, 1 or more.
 
@@ -73,7 +77,8 @@ def byol(decay: Share = 0.99, hidden: Size = 512, width: Size = 128) -> Method:
         The method, with the terms ``from_other`` and ``from_x``.
 
     Departs: The paper's layers are 4096 and 256 wide, for a ResNet-50, and its decay is .97, .99, .996 for 40, 300,
-    1000 epochs. Here the average starts from the student's weights; the authors draw others.
+    1000 epochs, of which this has both ends. Here the average starts from the student's weights; the authors draw
+    others.
 
     Needs: no labels; two rows or more in a batch.
 
@@ -85,7 +90,11 @@ def byol(decay: Share = 0.99, hidden: Size = 512, width: Size = 128) -> Method:
     heads = Projectors((hidden, width), (hidden, width))
     terms = {
         f"from_{theirs}": Term(
-            Momentum(decay, theirs, head="projection"), CosineDistance(), mine, "prediction", weight=2.0
+            Momentum(BYOL if decay is None else decay, theirs, head="projection"),
+            CosineDistance(),
+            mine,
+            "prediction",
+            weight=2.0,
         )
         for mine, theirs in PAIRS
     }
@@ -93,7 +102,7 @@ def byol(decay: Share = 0.99, hidden: Size = 512, width: Size = 128) -> Method:
 
 
 def dino(
-    decay: Share = 0.996,
+    decay: Share | None = None,
     temperature: Positive = 0.1,
     sharp: float = 0.04,
     centring: float = 0.9,
@@ -112,7 +121,8 @@ def dino(
     linear layers, 512 wide, 128 at the end. No label is read; the classifier is fitted afterwards as a linear probe.
 
     Args:
-        decay: Decay of the averaged weights at the start, in [0, 1).
+        decay: Decay of the averaged weights at the start, in [0, 1); left open, .996 in a run of 125,000 steps, and in
+            a shorter one that of as large a share of it, but at least .97.
         temperature: Temperature of the student, above 0.
         sharp: Temperature of the teacher, above 0.
         centring: Decay of the centre c, in [0, 1).
@@ -140,7 +150,11 @@ def dino(
     pairs = [*PAIRS, *((v, w) for v in small for w in ("x", "other"))]
     terms = {
         f"{v}_from_{w}": Term(
-            CentredMomentum(decay, w, centring=centring), loss, v, "prototypes", weight=1 / len(pairs)
+            CentredMomentum(DINO if decay is None else decay, w, centring=centring),
+            loss,
+            v,
+            "prototypes",
+            weight=1 / len(pairs),
         )
         for v, w in pairs
     }
@@ -149,9 +163,9 @@ def dino(
 
 
 def ibot(
-    decay: Share = 0.996, temperature: Positive = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
-    centring: float = 0.9, prototypes: Size = 1024, crops: Extras = 2, hidden: float = 0.3, spread: float = 0.2,
-    unmasked: float = 0.5,
+    decay: Share | None = None, temperature: Positive = 0.1, sharp: float = 0.04, settled: float = 0.07,
+    warm_up: float = 0.1, centring: float = 0.9, prototypes: Size = 1024, crops: Extras = 2, hidden: float = 0.3,
+    spread: float = 0.2, unmasked: float = 0.5,
 ) -> Method:  # fmt: skip
     """iBOT: DINO, whose student also predicts the teacher's prototypes of patches that are masked for it.
 
@@ -165,7 +179,8 @@ def ibot(
     and the prototypes with the classifier's token. Shares, temperatures and blocks are the paper's.
 
     Args:
-        decay: Decay of the averaged weights at the start, in [0, 1).
+        decay: Decay of the averaged weights at the start, in [0, 1); left open, .996 in a run of 125,000 steps, and in
+            a shorter one that of as large a share of it, but at least .97.
         temperature: Temperature of the student, above 0.
         sharp: Temperature of the teacher at the start, above 0.
         settled: Temperature of the teacher after the warm-up, above 0.
@@ -199,7 +214,7 @@ def ibot(
         assert t.teacher is not None
         terms[name] = Cooling(t.teacher, loss, masked.get(t.view, t.view), t.head, weight=t.weight, **schedule)
     for view, hidden_name in masked.items():
-        teacher = CentredMomentum(decay, view, centring=centring, hidden=True)
+        teacher = CentredMomentum(DINO if decay is None else decay, view, centring=centring, hidden=True)
         patches = RowMeanCooling(teacher, loss, hidden_name, "patch_prototypes", weight=0.5, **schedule)
         terms[f"patches_{view}"] = patches
     views = [View(to, "all", "crop", 0, hidden, of, spread, unmasked) for of, to in masked.items()]

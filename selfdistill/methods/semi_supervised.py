@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from ..core.objective import Method
-from ..core.parts import Always, Gate, Loss, PerTrust, PerView, Term
+from ..core.objective import LeastSteps, Method
+from ..core.parts import Always, Gate, Loss, PerTrust, PerView, Schedule, Term
 from ..gates import Annealed, Confident, LabelledShare
-from ..io.expressions import Count, NonNegative, Positive, Ratio, Share
+from ..io.expressions import Count, Extras, NonNegative, Positive, Ratio, Share
 from ..losses import CrossEntropy, Entropy, Excluding, Sharpened, Squared
 from ..models.peers import Paired
-from ..schedules import After, Ramp, Rise, Until
+from ..schedules import After, Ramp, Rise, RunDecay, ShortRun, Until
 from ..teachers import CertainLabels, CurrentStudent, Ema, Labels, PseudoLabels
 from ..terms import Feedback, Perturbed
-from ..views import View, Views, two, weak_strong
+from ..views import BudgetRatio, View, Views, two, weak_strong
 from .controls import supervised
 
+MEAN_TEACHER, VAT, UDA, META = 150_000, 48_000, 500_000, 300_000  # steps of the papers' runs, where not 2^20
 
-def weak_to_strong(loss: Loss, gate: Gate, weight: float) -> Term:
+
+def risen(weight: float, ramp: float, steps: int = 2**20) -> Schedule:
+    """A weight that a paper holds constant: in runs shorter than its ``steps`` it rises from 0 first.
+
+    Args:
+        weight: The weight after the rise, 0 or more.
+        ramp: Share of a short run in which it rises, in [0, 1].
+        steps: The paper's steps, from which on it does not rise.
+
+    Returns:
+        The schedule.
+
+    >>> risen(1.0, 0.4).share
+    0.4
+    """
+    return ShortRun(Rise(weight, 0.0), ramp, steps)
+
+
+def weak_to_strong(loss: Loss, gate: Gate, weight: float | Schedule) -> Term:
     """The prediction for the weak view of an unlabelled row as the target of its strong view.
 
     Args:
@@ -32,7 +51,7 @@ def weak_to_strong(loss: Loss, gate: Gate, weight: float) -> Term:
     return Term(CurrentStudent(view="weak"), loss, view="strong", gate=gate, weight=weight)
 
 
-def matching(gate: Gate, weight: float) -> dict[str, Term]:
+def matching(gate: Gate, weight: float | Schedule) -> dict[str, Term]:
     """The terms of FixMatch and of those that differ from it by their gate.
 
     Args:
@@ -48,39 +67,52 @@ def matching(gate: Gate, weight: float) -> dict[str, Term]:
     return {"label": supervised("labelled"), "pseudo": weak_to_strong(CrossEntropy(hard=True), gate, weight)}
 
 
-def mean_teacher(weight: NonNegative = 100.0, decay: Share = 0.999, ramp: Share = 5 / 180) -> Method:
+def mean_teacher(
+    weight: NonNegative = 100.0, decay: Share | None = None, ramp: Share = 0.4, labelled: Share = 0.25,
+    augment: str = "default",
+) -> Method:  # fmt: skip
     """Mean Teacher: the student agrees with the moving average of its own weights on another view of a row.
 
     Equation::
 
-        L = CE(y, p(x)) + w(t) mean_c (p_c(x) - p'_c(x'))^2,  w(t) = weight exp(-5 (1 - t / ramp)^2)
+        L = CE(y, p(x)) + w(t) mean_c (p_c(x') - p'_c(x))^2,  w(t) = weight exp(-5 (1 - t / ramp)^2)
         theta' <- d theta' + (1 - d) theta,  d = min(1 - 1 / (step + 1), decay)
 
     Labelled rows have both parts, unlabelled ones the second.
 
     Args:
         weight: Weight of the consistency after the ramp, 0 or more.
-        decay: Decay d of the averaged weights, in [0, 1].
-        ramp: Share of the training in which the weight rises, in [0, 1].
+        decay: Decay d of the averaged weights, in [0, 1]; left open, .999 in a run of 150,000 steps, and in a shorter
+            one that of as large a share of it, but at least the .97 of the authors' shorter runs.
+        ramp: Share of a short run in which the weight rises, in [0, 1]; 5 / 180 in a run of 150,000 steps.
+        labelled: Least share of labelled rows in a batch, in [0, 1), repeated where they are few.
+        augment: Augmentation of x: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'; that of x' is
+            'weak'.
 
     Returns:
         The method, with the terms ``label`` and ``consistency``.
 
-    Departs: The teacher is in eval mode; the paper's has noise of its own (train mode). The cross-entropy is a mean
-    over labelled rows; the authors' code divides it by all rows of a batch, of which it labels about a quarter.
+    Departs: Labels are learnt on x and agreement on x', one augmentation each; the paper's two are alike. The teacher
+    is in eval mode; the paper's has noise of its own (train mode). The cross-entropy is a mean over labelled rows; the
+    authors' code divides it by all rows of a batch, a quarter of which is labelled.
 
     Source: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017 (decay); weight and ramp are those
     of the authors' code for CIFAR-10.
 
-    >>> mean_teacher().terms["consistency"].teacher.decay
-    0.999
+    >>> mean_teacher(decay=0.99).terms["consistency"].teacher.decay
+    0.99
     """
     return Method(
         {
             "label": supervised(),
-            "consistency": Term(Ema(decay, view="other"), Squared(mean=True), weight=Ramp(weight, ramp)),
+            "consistency": Term(
+                Ema(RunDecay(0.999, MEAN_TEACHER, 0.97) if decay is None else decay, view="x"),
+                Squared(mean=True),
+                view="other",
+                weight=ShortRun(Ramp(weight, 5 / 180), ramp, MEAN_TEACHER),
+            ),
         },
-        views=two("all"),
+        views=two("all", augment, "weak", labelled),
     )
 
 
@@ -91,6 +123,8 @@ def ups(
     negative: float = 0.05,
     negative_spread: float = 0.005,
     passes: Count = 10,
+    balanced: Extras = 6,
+    fewest: Extras = 25,
 ) -> Method:
     """Uncertainty-aware pseudo-labels: dropout passes decide which classes a row certainly has or has not.
 
@@ -109,13 +143,15 @@ def ups(
         negative: Probability b up to which a class is excluded, in [0, 1].
         negative_spread: Largest deviation l of such a probability, 0 or more.
         passes: Number T of passes with dropout, 2 or more.
+        balanced: Number of generations, from the first with pseudo-labels on, in which every class has as many as the
+            smallest one, 0 or more.
+        fewest: Number of pseudo-labels that a class keeps however few another one has, 0 or more.
 
     Returns:
         The method, with the terms ``label`` and ``excluded``.
 
-    Departs: The authors' code trains 20 generations; fewer are the default here for their cost. It balances the classes
-    of t in its first rounds and softens what it excludes by a temperature of 2; the equations have neither, nor has
-    this.
+    Departs: The authors' code trains 20 generations; fewer are the default here for their cost. It softens what it
+    excludes by a temperature of 2; the equations have none, nor has this.
 
     Needs: unlabelled rows, and a model with dropout: --model 'cnn(dropout=0.3)'.
 
@@ -124,7 +160,7 @@ def ups(
     >>> ups(generations=2).terms["excluded"].loss
     Excluding()
     """
-    thresholds = (positive, spread, negative, negative_spread, passes)
+    thresholds = (positive, spread, negative, negative_spread, passes, balanced, fewest)
     return Method(
         {
             "label": Term(CertainLabels(*thresholds), CrossEntropy()),
@@ -135,7 +171,9 @@ def ups(
     )
 
 
-def pi_model(weight: NonNegative = 100.0, ramp: Share = 80 / 300) -> Method:
+def pi_model(
+    weight: NonNegative = 100.0, ramp: Share = 80 / 300, labelled: Share = 0.5, augment: str = "default"
+) -> Method:
     """Pi-model: two passes of a row, with other augmentation and other dropout, agree; with or without a label.
 
     Equation::
@@ -150,11 +188,15 @@ def pi_model(weight: NonNegative = 100.0, ramp: Share = 80 / 300) -> Method:
     Args:
         weight: Weight of the consistency after the ramp, before the factor M / N; 0 or more.
         ramp: Share of the training in which the weight rises, in [0, 1].
+        labelled: Least share of labelled rows in a batch, in [0, 1), repeated where they are few.
+        augment: Augmentation of x: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'; that of x' is
+            'weak'.
 
     Returns:
         The method, with the terms ``label``, ``here`` and ``there``.
 
-    Departs: The authors' code ramps by whole epochs, from 0 in the first, where this has exp(-5).
+    Departs: Half of a batch is labelled, and x is augmented as the data are. The authors' code ramps by whole epochs,
+    from 0 in the first, where this has exp(-5).
 
     Source: Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, ICLR 2017, algorithm 1.
 
@@ -168,19 +210,20 @@ def pi_model(weight: NonNegative = 100.0, ramp: Share = 80 / 300) -> Method:
             "here": Term(CurrentStudent("other"), squared, gate=share, weight=ramp_up, reduction=PerView()),
             "there": Term(CurrentStudent("x"), squared, "other", gate=share, weight=ramp_up, reduction=PerView()),
         },
-        views=two("all"),
+        views=two("all", augment, "weak", labelled),
         forward="separate",
     )
 
 
 def vat(
-    size: float = 8.0, weight: NonNegative = 1.0, iterations: Count = 1, entropy: float = 0.0, ratio: Ratio = 4.0
-) -> Method:
+    size: float = 8.0, weight: NonNegative = 1.0, iterations: Count = 1, entropy: float = 0.0,
+    ratio: Ratio | None = None, ramp: Share = 0.4,
+) -> Method:  # fmt: skip
     """Virtual adversarial training: predictions stay the same under the small perturbation that changes them most.
 
     Equation::
 
-        L = CE(y, p(x)) + w mean_u KL(sg p(u) || p(u + r)) + e mean_u H(p(u))
+        L = CE(y, p(x)) + w(t) mean_u KL(sg p(u) || p(u + r)) + e(t) mean_u H(p(u))
         r = size x the unit vector in which KL(sg p(u) || p(u + r)) grows most, by power iteration: see `Perturbed`
 
     ``size`` is to be tuned; 8 is the authors' for augmented CIFAR-10.
@@ -190,12 +233,15 @@ def vat(
         weight: Weight of the perturbed rows, 0 or more.
         iterations: Number of power iterations, 1 or more.
         entropy: Weight e of the entropy, 0 or more; 1 is the paper's VAT+EntMin.
-        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 4 in a run of
+            48,000 steps and fewer in a shorter one.
+        ramp: Share of a short run in which the weight rises, in [0, 1]; it shrinks to 0 at 48,000 steps.
 
     Returns:
         The method, with the terms ``label`` and ``adversarial``.
 
-    Departs: The paper perturbs labelled rows too, in proportion; here unlabelled rows alone are perturbed.
+    Departs: A short run has fewer unlabelled rows and a weight that rises. The paper perturbs labelled rows too, in
+    proportion; here unlabelled rows alone are perturbed.
 
     Needs: unlabelled rows, and inputs that can be moved.
 
@@ -206,11 +252,12 @@ def vat(
     """
     terms = {
         "label": supervised("labelled"),
-        "adversarial": Perturbed(view="unlabelled", weight=weight, size=size, iterations=iterations),
+        "adversarial": Perturbed(view="unlabelled", weight=risen(weight, ramp, VAT), size=size, iterations=iterations),
     }
     if entropy:
-        terms["entropy"] = Term(CurrentStudent(), Entropy(), view="unlabelled", weight=entropy)
-    return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio))
+        terms["entropy"] = Term(CurrentStudent(), Entropy(), view="unlabelled", weight=risen(entropy, ramp, VAT))
+    several = BudgetRatio(4.0, VAT) if ratio is None else ratio
+    return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), several))
 
 
 def uda(
@@ -218,13 +265,17 @@ def uda(
     temperature: Positive = 0.4,
     weight: NonNegative = 1.0,
     annealing: str = "",
-    ratio: Ratio = 7.0,
+    ratio: Ratio | None = None,
+    ramp: Share = 0.4,
+    labelled: str = "default",
+    weak: str = "default",
+    strong: str = "strong",
 ) -> Method:
     """Unsupervised data augmentation: the sharpened prediction for the weak view is the target of the strong one.
 
     Equation::
 
-        L = CE(y, p(weak x)) + w mean_u 1[max q >= c] CE(q^(1/T) / sum, p(strong u)),  q = sg p(weak u)
+        L = CE(y, p(x)) + w(t) mean_u 1[max q >= c] CE(q^(1/T) / sum, p(strong u)),  q = sg p(weak u)
 
     The gate judges q before it is sharpened, and rows that fail it count as zero. All views share one forward pass.
 
@@ -234,12 +285,17 @@ def uda(
         weight: Weight of the unlabelled rows, 0 or more.
         annealing: Schedule by which labels learnt too soon are dropped: 'linear', 'log', 'exp', or '' for none; see
             `Annealed`.
-        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 7 in a run of
+            500,000 steps and fewer in a shorter one.
+        ramp: Share of a short run in which the weight rises, in [0, 1]; it shrinks to 0 at 500,000 steps.
+        labelled, weak, strong: Augmentation of labelled rows and of both views of unlabelled ones: 'default' (as the
+            data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``consistency``.
 
-    Departs: The authors' code has a KL in the place of CE(q, p), with the same gradient.
+    Departs: Short runs and weak views differ as in `fixmatch`. The authors' code has a KL in the place of CE(q, p),
+    with the same gradient.
 
     Needs: unlabelled rows.
 
@@ -248,20 +304,21 @@ def uda(
     >>> uda(annealing="log").terms["label"].gate
     Annealed(schedule='log')
     """
-    label = Annealed(annealing) if annealing else Always()
+    label_gate = Annealed(annealing) if annealing else Always()
     sharpened, gate = Sharpened(CrossEntropy(), temperature), Confident(confidence)
     return Method(
         {
-            "label": supervised("labelled", gate=label, reduction=PerTrust()),
-            "consistency": weak_to_strong(sharpened, gate, weight),
+            "label": supervised("labelled", gate=label_gate, reduction=PerTrust()),
+            "consistency": weak_to_strong(sharpened, gate, risen(weight, ramp, UDA)),
         },
-        views=weak_strong(ratio),
+        views=weak_strong(ratio, labelled, weak, strong, UDA),
     )
 
 
 def meta_pseudo_labels(
-    meta: float = 1.0, rate: float = 0.1, weight: NonNegative = 1.0, ramp: Share = 1 / 60, temperature: Positive = 0.7,
-    confidence: Share = 0.6, smoothing: Share = 0.15, tune: float = 0.1, ratio: Ratio = 7.0,
+    meta: float = 1.0, rate: float = 0.1, weight: NonNegative = 1.0, ramp: Share = 0.4, temperature: Positive = 0.7,
+    confidence: Share = 0.6, smoothing: Share = 0.15, tune: Share = 0.75, ratio: Ratio | None = None,
+    labelled: str = "default", weak: str = "default", strong: str = "strong",
 ) -> Method:  # fmt: skip
     """Meta pseudo-labels: a student learns a teacher's labels, the teacher from the student's loss after a step.
 
@@ -270,27 +327,32 @@ def meta_pseudo_labels(
         L = CE(sg q, p_S(u)) + CE(y, p_T(x)) + w(t) UDA_T(u, weak u) + m CE(y, p_S'(x)),  q = p_T(u)
         S' = S - rate grad_S CE(q, p_S(u)), of which the teacher alone learns: see `Feedback`;  UDA_T: see `uda`
 
-    u are strong views. The student sees no label before the last ``tune`` of the run. The student is the final model;
+    u are strong views. The student sees no label before it is tuned. The student is the final model;
     each view is a forward pass of its own. ``meta=0`` is the control to compare with.
 
     Args:
         meta: Weight m of the feedback, 0 or more; 0 leaves it out.
         rate: Learning rate of the student's trial step, above 0.
         weight: Weight of UDA after the ramp, 0 or more.
-        ramp: Share of the training in which that weight rises, in [0, 1].
+        ramp: Share of a short run in which that weight rises, in [0, 1]; 1 / 60 in a run of 300,000 steps.
         temperature: Temperature that sharpens UDA's targets, above 0.
         confidence: Threshold of UDA's targets, in [0, 1].
         smoothing: Label smoothing of the first two terms, in [0, 1].
-        tune: Share of the training at its end in which the student learns labels alone, in [0, 1].
-        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        tune: Share of a short run, at its end, in which the student learns labels alone, in [0, 1]; .1 in a run of
+            300,000 steps.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 7 in a run of
+            300,000 steps and fewer in a shorter one.
+        labelled, weak, strong: Augmentation of labelled rows and of both views of unlabelled ones: 'default' (as the
+            data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label``, ``pseudo``, ``consistency``, ``tuned`` and ``meta``.
 
-    Departs: The paper fine-tunes in a training of its own, at a rate of 1e-5. Here the trial step is plain gradient
-    descent with soft labels: its derivative is exact; the paper's hard labels are sampled, and estimate it. The
-    feedback of the released code is along CE(sg q, q), which is flat, so it is near to ``meta=0``. The code's weight of
-    UDA is 8 in place of 1, which in runs a thousand times shorter lets the teacher collapse to one class.
+    Departs: Short runs and weak views differ as in `fixmatch`. The paper fine-tunes in a training of its own, at a rate
+    of 1e-5. Here the trial step is plain gradient descent with soft labels: its derivative is exact; the paper's hard
+    labels are sampled, and estimate it. The feedback of the released code is along CE(sg q, q), which is flat, so it is
+    near to ``meta=0``. The code's weight of UDA is 8 in place of 1, which in runs a thousand times shorter lets the
+    teacher collapse to one class.
 
     Needs: unlabelled rows.
 
@@ -301,20 +363,26 @@ def meta_pseudo_labels(
     ['label', 'pseudo', 'consistency', 'tuned']
     """
     label_loss, sharpened = CrossEntropy(smoothing=smoothing), Sharpened(CrossEntropy(), temperature)
-    weak, gate, ramp_up = CurrentStudent("weak", "teacher"), Confident(confidence), Rise(weight, ramp)
+    teacher, gate = CurrentStudent("weak", "teacher"), Confident(confidence)
+    ramp_up = ShortRun(Rise(weight, 1 / 60), ramp, META)
+
+    def untuned(value: float) -> Schedule:
+        return ShortRun(Until(value, 0.9), 1.0 - tune, META)
+
     terms = {
         "label": Term(Labels(), label_loss, "labelled", "teacher"),
-        "pseudo": Term(CurrentStudent(head="teacher"), label_loss, "strong", weight=Until(1.0, 1.0 - tune)),
-        "consistency": Term(weak, sharpened, "strong", "teacher", gate, ramp_up),
-        "tuned": supervised("labelled", weight=After(1.0, 1.0 - tune)),
+        "pseudo": Term(CurrentStudent(head="teacher"), label_loss, "strong", weight=untuned(1.0)),
+        "consistency": Term(teacher, sharpened, "strong", "teacher", gate, ramp_up),
+        "tuned": supervised("labelled", weight=ShortRun(After(1.0, 0.9), 1.0 - tune, META)),
     }
     if meta:
-        terms["meta"] = Feedback(loss=label_loss, rate=rate, weight=Until(meta, 1.0 - tune))
-    return Method(terms, weak_strong(ratio), Paired(), forward="separate")
+        terms["meta"] = Feedback(loss=label_loss, rate=rate, weight=untuned(meta))
+    views, least = weak_strong(ratio, labelled, weak, strong, META), LeastSteps("meta_pseudo_labels", 500)
+    return Method(terms, views, Paired(), forward="separate", least=least)
 
 
 def pseudo_label(
-    weight: NonNegative = 3.0, start: float = 0.1, end: float = 0.6, ratio: Ratio = 8.0, confidence: Share = 0.0
+    weight: NonNegative = 3.0, start: float = 0.1, end: float = 0.6, ratio: Ratio | None = None, confidence: Share = 0.0
 ) -> Method:
     """Pseudo-label: the model's own best class is the label of an unlabelled row, with a weight that rises.
 
@@ -327,15 +395,16 @@ def pseudo_label(
         weight: Weight of the pseudo-labels after the rise, 0 or more.
         start: Share of the training before they count, in [0, 1].
         end: Share of the training when their weight is full, in [0, 1].
-        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 8 in a run of
+            2^20 steps and fewer in a shorter one.
         confidence: Threshold c of the pseudo-labels, in [0, 1]; 0 takes all.
 
     Returns:
         The method, with the terms ``label`` and ``pseudo``.
 
-    Departs: The paper's outputs are sigmoids with a cross-entropy each, where this takes softmax. Its a(t) rises from
-    step 100 to step 600; the shares here are those of 1,000 steps. Its batches are 32 and 256. It has no threshold
-    (c = 0); common code adds c = .95 and an early ramp.
+    Departs: A short run has fewer unlabelled rows. The paper's outputs are sigmoids with a cross-entropy each, where
+    this takes softmax. Its a(t) rises from step 100 to step 600; the shares here are those of 1,000 steps. Its batches
+    are 32 and 256. It has no threshold (c = 0); common code adds c = .95 and an early ramp.
 
     Needs: unlabelled rows.
 
@@ -350,16 +419,19 @@ def pseudo_label(
             "label": supervised("labelled"),
             "pseudo": Term(CurrentStudent(), hard, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
-        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), BudgetRatio(8.0) if ratio is None else ratio),
     )
 
 
-def fixmatch(confidence: Share = 0.95, weight: NonNegative = 1.0, ratio: Ratio = 7.0) -> Method:
+def fixmatch(
+    confidence: Share = 0.95, weight: NonNegative = 1.0, ratio: Ratio | None = None, ramp: Share = 0.4,
+    labelled: str = "default", weak: str = "default", strong: str = "strong",
+) -> Method:  # fmt: skip
     """FixMatch: the confident best class of the weak view is the target of the strong one.
 
     Equation::
 
-        L = CE(y, p(weak x)) + w mean_u 1[max q >= c] CE(argmax q, p(strong u)),  q = sg p(weak u)
+        L = CE(y, p(x)) + w(t) mean_u 1[max q >= c] CE(argmax q, p(strong u)),  q = sg p(weak u)
 
     u runs over all unlabelled rows of the batch; those that fail the gate count as zero. All views share one forward
     pass.
@@ -367,10 +439,17 @@ def fixmatch(confidence: Share = 0.95, weight: NonNegative = 1.0, ratio: Ratio =
     Args:
         confidence: Probability c of the best class above which a pseudo-label counts, in [0, 1].
         weight: Weight of the pseudo-labels, 0 or more.
-        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 7 in a run of
+            2^20 steps and fewer in a shorter one.
+        ramp: Share of a short run in which the weight rises, in [0, 1]; it shrinks to 0 at 2^20 steps.
+        labelled, weak, strong: Augmentation of labelled rows and of both views of unlabelled ones: 'default' (as the
+            data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``pseudo``.
+
+    Departs: A short run has fewer unlabelled rows and a weight that rises, and weak views are augmented as the data
+    are.
 
     Needs: unlabelled rows.
 
@@ -379,20 +458,22 @@ def fixmatch(confidence: Share = 0.95, weight: NonNegative = 1.0, ratio: Ratio =
     >>> fixmatch(confidence=0.8).terms["pseudo"].gate
     Confident(threshold=0.8)
     """
-    return Method(matching(Confident(confidence), weight), views=weak_strong(ratio))
+    terms = matching(Confident(confidence), risen(weight, ramp))
+    return Method(terms, views=weak_strong(ratio, labelled, weak, strong))
 
 
 def noisy_student(
-    generations: Count = 4, ratio: Ratio = 1.0, min_confidence: Share = 0.3, hard: bool = False, smoothing: Share = 0.1
-) -> Method:
+    generations: Count = 4, ratio: Ratio = 1.0, min_confidence: Share = 0.3, hard: bool = False, smoothing: Share = 0.1,
+    labelled: str = "default", unlabelled: str = "strong",
+) -> Method:  # fmt: skip
     """Noisy Student: the last generation labels clean unlabelled rows; a fresh student learns them under noise.
 
     Equation::
 
-        L = CE_e(y, p(strong x)) + r mean CE(t, p(strong u)),  t = last generation on the clean row, eval mode
+        L = CE_e(y, p(x)) + r mean CE(t, p(strong u)),  t = last generation on the clean row, eval mode
 
     Every predicted class gets as many rows, the most confident ones, repeated where there are too few. e is
-    `label_smoothing`'s. The noise is the strong view and the model's dropout.
+    `label_smoothing`'s. The noise is the strong view of unlabelled rows and the model's dropout.
 
     Args:
         generations: Number of trainings, the first included, 1 or more.
@@ -401,11 +482,14 @@ def noisy_student(
         min_confidence: Least probability of a pseudo-label's class, in [0, 1].
         hard: Whether a pseudo-label is the best class; otherwise the probabilities.
         smoothing: Label smoothing of the labelled rows, in [0, 1].
+        labelled, unlabelled: Augmentation of labelled and of unlabelled rows: 'default' (as the data), 'none', 'weak',
+            'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``pseudo``.
 
-    Departs: Pseudo-labels, hard ones too, are not smoothed; the authors smooth hard ones.
+    Departs: Labelled rows are augmented as the data are; the paper's are in strong views. Pseudo-labels, hard ones too,
+    are not smoothed; the authors smooth hard ones.
 
     Needs: unlabelled rows.
 
@@ -420,7 +504,7 @@ def noisy_student(
             "label": supervised("labelled", smoothing=smoothing),
             "pseudo": Term(teacher, CrossEntropy(), view="unlabelled", weight=ratio),
         },
-        views=Views((View("labelled", "labelled", "strong"), View("unlabelled", "unlabelled", "strong")), ratio),
+        views=Views((View("labelled", "labelled", labelled), View("unlabelled", "unlabelled", unlabelled)), ratio),
         generations=generations,
     )
 

@@ -211,20 +211,29 @@ def trials(result: dict[str, Any]) -> FigureTable | None:
     auto = result.get("auto")
     if not auto:
         return None
-    share = auto["measure"] == "accuracy"
+    share, spent = auto["measure"] == "accuracy", any(trial["steps"] for trial in auto["tried"])
     rows = [
         [
             f"{trial['method']}{', chosen' if trial['chosen'] else ''}",
             _cell("accuracy" if share else auto["measure"], trial["score"]),
             "-" if trial["gain"] is None else f"{100 * trial['gain']:+.1f}" if share else f"{trial['gain']:+.4g}",
             str(trial["rows"]),
-            *((f"{trial['passes']:,.0f}", f"{trial['seconds']:.1f}") if trial["steps"] else ("-", "-")),
+            *_spent(trial, spent),
         ]
         for trial in auto["tried"]
     ]
-    head = ("candidate", f"validation {WORDS[auto['measure']]}", "against the first", "rows", "passes", "seconds")
+    last = ("passes", "seconds") if spent else ("about",)
+    head = ("candidate", f"validation {WORDS[auto['measure']]}", "against the first", "rows", *last)
     notes = [f"{auto['why']}.", *(f"Not tried: {line}." for line in auto["left_out"])]
     return FigureTable("Candidates of auto()", head, rows, " ".join(notes)[:1].upper() + " ".join(notes)[1:])
+
+
+def _spent(trial: dict[str, Any], spent: bool) -> tuple[str, ...]:
+    """What a candidate took; of learners, which are trained once for several candidates, what it is."""
+    if not spent:
+        outcome = "" if trial["outcome"] in ("", "product") else f"; {trial['outcome']}"
+        return (f"{trial['about']}{outcome}",)
+    return (f"{trial['passes']:,.0f}", f"{trial['seconds']:.1f}") if trial["steps"] else ("-", "-")
 
 
 def _choice(result: dict[str, Any]) -> str:
@@ -235,7 +244,8 @@ def _choice(result: dict[str, Any]) -> str:
     count, first = len(auto["tried"]), auto["tried"][0]
     if first["chosen"]:
         return f"auto(): nothing helps. {first['method']} is the final model: {auto['why']} (of {count}). "
-    return f"auto() chose {result['method']} of {count} candidates: {auto['why']}. "
+    chosen = next(trial["method"] for trial in auto["tried"] if trial["chosen"])
+    return f"auto() chose {chosen} of {count} candidates: {auto['why']}. "
 
 
 def _tried(result: dict[str, Any]) -> list[str]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.memory import Buffers, FrozenCopy, averages, copy_model
 from ..core.outputs import VALUES, space_of
-from ..core.parts import BaseTerm, BindArgs, Teacher
-from ..core.step import Forward
+from ..core.parts import BaseTerm, BindArgs, Schedule, Teacher, value_at
+from ..core.step import Forward, TrainingClock
 from ..core.targets import Target
 from ..errors import SpaceError
 from ..models.patch_masking import hidden_patches
@@ -38,7 +38,7 @@ class Momentum(Ema[H]):
     (0.9, 0.95)
     """
 
-    decay: float = 0.996
+    decay: float | Schedule = 0.996
     train: bool = True
     warm_up: bool = False
     head: str | None = None
@@ -48,7 +48,8 @@ class Momentum(Ema[H]):
 
     def decay_at(self, step: int, length: int) -> float:
         """The decay of the average at a step of a generation of ``length`` steps."""
-        return 1.0 - (1.0 - self.decay) * (math.cos(math.pi * min(1.0, step / length)) + 1.0) / 2.0
+        start = value_at(self.decay, TrainingClock(steps=length))
+        return 1.0 - (1.0 - start) * (math.cos(math.pi * min(1.0, step / length)) + 1.0) / 2.0
 
     def key(self, term: BaseTerm) -> Hashable:
         return type(self), self.decay, self.train

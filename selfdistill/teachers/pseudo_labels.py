@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..core.memory import Buffers, SampleMemory, averages, spoken
-from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Schedule, Teacher, value_at
 from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError, SpaceError
@@ -54,7 +54,7 @@ class ClassAligned(Teacher[_ClassShares]):
     """
 
     teacher: Teacher = CurrentStudent()
-    decay: float = 0.999
+    decay: float | Schedule = 0.999
     to: str = "uniform"
 
     def __post_init__(self) -> None:
@@ -107,7 +107,11 @@ class ClassAligned(Teacher[_ClassShares]):
         p = inner.probabilities(classes)
         valid_rows = spoken(p, inner.valid)
         forward.notes.setdefault(self.key(term), valid_rows)
-        ratio = p * self._class_shares(state, classes) / state.advance(valid_rows, self.decay).clamp(min=1e-6)
+        ratio = (
+            p
+            * self._class_shares(state, classes)
+            / state.advance(valid_rows, value_at(self.decay, forward.clock)).clamp(min=1e-6)
+        )
         return Target(ratio / ratio.sum(-1, keepdim=True).clamp(min=1e-12), "probabilities", inner.valid)
 
     def _class_shares(self, shares: _ClassShares, classes: int) -> Tensor:
@@ -124,7 +128,13 @@ class ClassAligned(Teacher[_ClassShares]):
         self.teacher.update(state.inner, forwards, term)
         batches = [forward.notes[self.key(term)] for forward in forwards if self.key(term) in forward.notes]
         if batches:
-            state.marginal = state.advance(torch.cat(batches), self.decay)
+            state.marginal = state.advance(torch.cat(batches), value_at(self.decay, forwards[0].clock))
+
+
+def _least_deviating(chosen: Tensor, deviation: Tensor, number: int) -> Tensor:
+    """The chosen entries (rows, classes), at most ``number`` of each class: those of the lowest deviation."""
+    order = deviation.masked_fill(~chosen, torch.inf).argsort(dim=0, stable=True)
+    return chosen & (order.argsort(dim=0) < number)
 
 
 class WithDropout(nn.Module):
@@ -165,9 +175,10 @@ class CertainLabels(Teacher[_CertainMemory]):
     unbiased standard deviation. A row gets its best class where p >= ``positive`` and s <= ``spread``; any other row
     gets as *excluded* all classes with p <= ``negative`` and s <= ``negative_spread``. The targets are the first kind,
     beside the labels; with ``excludes`` they are the second. Both share one choice. Rows without either are not
-    drawn. Generation 0 has no teacher and draws no unlabelled row.
+    drawn. Generation 0 has no teacher and draws no unlabelled row. In the ``balanced`` generations after it every class
+    keeps as many rows as the smallest one has, or ``fewest``, those of the lowest deviation.
 
-    Source: Rizve et al., UPS, ICLR 2021, equations 2, 5 and 7.
+    Source: Rizve et al., UPS, ICLR 2021, equations 2, 5 and 7; the balance is that of the authors' code.
 
     Raises:
         RecipeError: fewer than two passes.
@@ -178,6 +189,8 @@ class CertainLabels(Teacher[_CertainMemory]):
     negative: float = 0.05
     negative_spread: float = 0.005
     passes: int = 10
+    balanced: int = 6
+    fewest: int = 25
     excludes: bool = False
 
     def __post_init__(self) -> None:
@@ -208,6 +221,8 @@ class CertainLabels(Teacher[_CertainMemory]):
         p, s = self.dropout_statistics(previous, pool)
         best = F.one_hot(p.argmax(1), p.shape[1]).bool()
         positive = best & (p >= self.positive) & (s <= self.spread)
+        if pool.clock.generation <= self.balanced:
+            positive = _least_deviating(positive, s, max(self.fewest, int(positive.sum(0).min())))
         negative = ~best & (p <= self.negative) & (s <= self.negative_spread) & ~positive.any(1, keepdim=True)
         state.write(pool.unlabelled.to(p.device), torch.cat([positive, negative], dim=1).float())
 

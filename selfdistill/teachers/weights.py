@@ -15,8 +15,8 @@ from ..core import distributed
 from ..core.logits import blended
 from ..core.memory import FrozenCopy, LargeModel, WeightView, copy_model
 from ..core.outputs import space_of
-from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher, aligned_target
-from ..core.step import Forward
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Schedule, Teacher, aligned_target, value_at
+from ..core.step import Forward, TrainingClock
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 from ..models.networks import Scaled
@@ -33,7 +33,7 @@ class Ema(Teacher[H]):
     mode (its own dropout and batch statistics), otherwise it is in eval mode.
     """
 
-    decay: float = 0.999
+    decay: float | Schedule = 0.999
     view: str | None = None
     train: bool = False
     warm_up: bool = True
@@ -41,10 +41,13 @@ class Ema(Teacher[H]):
     def forward_passes(self, peers: float, generations: int) -> float:
         return peers
 
-    def averaging_rate(self, step: int) -> float | None:
-        if type(self).update is not Ema.update:
-            return None
-        return 1.0 - (min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay)
+    def averaging_rate(self, clock: TrainingClock) -> float | None:
+        return 1.0 - self._decay_after(clock) if type(self).update is Ema.update else None
+
+    def _decay_after(self, clock: TrainingClock) -> float:
+        """The decay of the update that follows a step."""
+        decay = value_at(self.decay, clock)
+        return min(1.0 - 1.0 / (clock.step + 2), decay) if self.warm_up else decay
 
     def start(self, model: nn.Module, args: BindArgs) -> H:
         module = model.average() if isinstance(model, LargeModel) else copy_model(model)
@@ -62,8 +65,7 @@ class Ema(Teacher[H]):
 
     @torch.no_grad()
     def update(self, state: H, forwards: Sequence[Forward], term: BaseTerm) -> None:
-        done = forwards[0].clock.step + 1
-        decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
+        decay = self._decay_after(forwards[0].clock)
         teacher, student = state.module, forwards[0].owner
         if isinstance(teacher, WeightView):
             return teacher.follow(student, 1.0 - decay)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .. import gates, losses, methods, schedules, teachers, terms, views
 from ..core import mixing, parts
-from ..core.objective import Method, Objective
+from ..core.objective import LeastSteps, Method, Objective
 from ..core.outputs import element_shape
 from ..core.parts import BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
 from ..core.step import Batch, Forward, Rows, TrainingClock
@@ -46,7 +46,7 @@ def names() -> dict[str, Callable[..., Any]]:
     >>> parse_expression("KL(temperature=4.0)", names())
     KL(temperature=4.0)
     """
-    classes: dict[str, Callable[..., Any]] = {"Method": Method}
+    classes: dict[str, Callable[..., Any]] = {"Method": Method, "LeastSteps": LeastSteps}
     around = (heads, peers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
     for module in (parts, mixing, losses, teachers, self_training, gates, terms, schedules, views, *around):
         for name, value in vars(module).items():

@@ -112,7 +112,13 @@ class Choice(Generic[T]):
 
 
 #: The measures by which candidates are chosen, in words.
-WORDS = {"accuracy": "accuracy", "mse": "error (mse)", "nll": "likelihood", "return": "mean return"}
+WORDS = {
+    "accuracy": "accuracy",
+    "mse": "error (mse)",
+    "rmse": "error (RMSE)",
+    "nll": "likelihood",
+    "return": "mean return",
+}
 
 
 def _score(loss: float, measure: str) -> float:

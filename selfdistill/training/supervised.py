@@ -119,6 +119,8 @@ class NetworkTask(Task):
             seed=settings.seed,
             generation=state.clock.generation,
             eligible=None if eligible is None else eligible.cpu(),
+            epochs=settings.epochs,
+            steps=settings.steps,
         )
         self._ahead = self._read_ahead(state)
 
@@ -183,6 +185,7 @@ class NetworkTask(Task):
             AuditedClasses(data),
             AuditNotice(self.audit_rows, len(data.labelled)),
             PoolNotice(data),
+            LengthWarning(),
             *probes,
             Diversity(data),
             ChanceCheck(data),
@@ -201,6 +204,15 @@ class DryRun(Callback):
         dry_run(state.objective, self.task.batches(state)[0], data.shape, len(data.classes))
         rows = len(data.labelled) + len(data.unlabelled)
         check_memory(state.objective, rows, len(data.classes), state.device)
+
+
+class LengthWarning(Callback):
+    """Warns before training where the run is too short for the method."""
+
+    def before_training(self, state: RunState) -> None:
+        least = state.method.least
+        if least and (warning := least.warning(state.objective.clock.length)):
+            state.warn(f"warning: {warning}")
 
 
 class PoolNotice(Callback):

@@ -303,3 +303,32 @@ def test_a_view_that_hides_patches_is_the_other_one_less_them(shown: View) -> No
         assert "y" not in batch.fixed
         assert ("x" in batch.fixed) is (shown.augment == "none" or shown.fixed > 0)
     assert not epochs[0]["y"].x.eq(HIDDEN).equal(epochs[1]["y"].x.eq(HIDDEN))
+
+
+@pytest.mark.parametrize(("labels", "share", "known"), [(4, 0.25, 4), (40, 0.25, None), (4, 0.0, None)])
+def test_a_batch_of_all_rows_has_its_share_of_labelled_ones(labels, share, known):
+    """Few labelled rows are repeated up to their share, beside one pass over the others; more come as they fall."""
+    data, views = Few(labels, 60), two("all", labelled=share)
+    sampler = Sampler(data, views, 16, seed=0)
+    batches = [sampler.sample(1, step)["all"].ids for step in range(sampler.steps_per_epoch)]
+    ids = torch.cat(batches)
+    assert sorted(ids[ids >= labels].tolist()) == list(range(labels, labels + 60))
+    if known is None:
+        assert sorted(ids.tolist()) == list(range(labels + 60))
+    else:
+        assert [int((batch < labels).sum()) for batch in batches] == [known] * 5
+    visits = sampler.sample(1, 0)["all"].visits
+    assert len({*zip(batches[0].tolist(), visits.tolist(), strict=True)}) == len(batches[0])
+
+
+def test_the_ratio_follows_the_steps_of_the_run():
+    """By steps, by epochs (whose number of steps it decides), and of a run that says neither."""
+    data, views = Few(32, 4000), weak_strong()
+
+    def beside(**length: int) -> int:
+        return len(Sampler(data, views, 16, seed=0, **length).sample(0, 0)["unlabelled"].ids)
+
+    assert [beside(steps=n) for n in (100, 2000, 2**20)] == [31, 47, 112]
+    assert beside() == beside(steps=2000)
+    sampler = Sampler(data, views, 16, seed=0, epochs=10)
+    assert beside(epochs=10) == beside(steps=10 * sampler.steps_per_epoch)

@@ -10,6 +10,8 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from selfdistill.estimators import (
+    AutoClassifier,
+    AutoRegressor,
     NetworkClassifier,
     NetworkRegressor,
     PeerTaughtRegressor,
@@ -20,6 +22,8 @@ from selfdistill.estimators import (
 
 # Boosting is the usual learner: two folds and a given weight spare it 15 of 21 trainings; the others search and fold.
 ESTIMATORS = [
+    AutoClassifier(LogisticRegression(), learners={}, synthetic=0),
+    AutoRegressor(Ridge(), learners={}, synthetic=0, product="single"),
     SelfDistilledClassifier(xi=0.5, audit_folds=2),
     SelfDistilledClassifier(LogisticRegression(), audit_folds=2),
     SelfDistilledClassifier(DecisionTreeClassifier(random_state=0), xi=0.5, generations=3),

@@ -113,7 +113,7 @@ def test_classes_tempering_and_peers_take_a_share() -> None:
 def test_too_few_rows_to_leave_out_are_said() -> None:
     model = SelfDistilledRegressor(Ridge(), xi=0.5, audit_folds=0.01).fit(X[:100], Y[:100])
     assert model.generation_ == 0
-    assert "too few rows to audit" in model.report()
+    assert "too few rows" in model.report()
 
 
 # ---- rows that belong together ---------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_few_rows_get_small_leaves() -> None:
 
 
 def test_recipes_read_back_and_fit_their_estimators() -> None:
-    assert sorted(estimator_recipes()) == ["peer_taught", "plain", "self_distilled", "self_trained"]
+    assert sorted(estimator_recipes()) == ["auto", "peer_taught", "plain", "self_distilled", "self_trained"]
     assert dict(read_recipe("self_distilled(xi=-0.5)").options) == {"generations": 2, "xi": -0.5, "peers": "usual"}
     with pytest.raises(RecipeError, match="no argument 'alpha'"):
         read_recipe("self_distilled(alpha=1)")
@@ -154,7 +154,7 @@ def test_recipes_read_back_and_fit_their_estimators() -> None:
             choice: Any = prepare(Request(**{**request.to_json(), "method": f"{recipe}()", "training": ()}))
             model = choice.estimator(0)
             assert model.get_params()["random_state"] == 0
-            assert model.get_params()["audit"] == "safe"
+            assert model.audit == "safe"
 
 
 def test_methods_and_explain_know_the_recipes() -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from selfdistill.data import frames
-from selfdistill.estimators import load, save
+from selfdistill.estimators import load, run, save
 from selfdistill.estimators.resume import FitProgress
 from selfdistill.estimators.wrappers import MeanEnsemble
 from selfdistill.experiments.run import Run
@@ -38,11 +38,8 @@ def test_the_run_has_what_every_run_has(done: Path) -> None:
     assert result["plain"]["end"].keys() == result["test"].keys()
     assert result["data"]["rows"] == {"labelled": 60, "unlabelled": 294, "test": 88, "audit": 0}
     assert result["steps"] > 10
-    decisions = [g["decision"]["why"] for g in result["generations"]]
-    assert "generation 1 " in decisions[1]
-    assert "-0" not in result["generations"][1]["what"]
     readme = (done / "README.md").read_text()
-    assert "# peer_taught() on diabetes" in readme
+    assert "# auto() on diabetes" in readme
     assert 'load("model/estimator.skops")' in readme
     assert "<svg" in (done / "report.html").read_text()
 
@@ -88,6 +85,7 @@ def test_a_run_that_was_cut_ends_as_if_it_had_not_been(
             raise KeyboardInterrupt
 
     request, folder = Request("diabetes", labels=60, model=BOOSTING), tmp_path / "run"
+    monkeypatch.setattr(run, "KEPT", 0.0)
     monkeypatch.setattr(FitProgress, "report", cut)
     with pytest.raises(KeyboardInterrupt):
         Run.create(request, folder).execute()

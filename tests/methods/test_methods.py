@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from selfdistill import methods
 from selfdistill.core.objective import Method
+from selfdistill.core.parts import value_at
 from selfdistill.core.step import TrainingClock
 from selfdistill.errors import RecipeError, SelfdistillError
 from selfdistill.io.expressions import parse_expression
@@ -31,11 +33,27 @@ CHANGED: dict[str, dict[str, Any]] = {
     "distil": {"teacher": "runs/large", "alpha": 0.5, "temperature": 1.0},
     "dlb": {"alpha": 0.7, "temperature": 1.5},
     "elr": {"weight": 7.0, "decay": 0.9},
-    "fixmatch": {"confidence": 0.8, "weight": 0.5, "ratio": 2.0},
+    "fixmatch": {
+        "confidence": 0.8,
+        "weight": 0.5,
+        "ratio": 2.0,
+        "ramp": 0.2,
+        "labelled": "strong",
+        "weak": "weak",
+        "strong": "crop",
+    },
     "label_smoothing": {"smoothing": 0.3},
-    "mean_teacher": {"weight": 3.0, "decay": 0.9, "ramp": 0.5},
+    "mean_teacher": {"weight": 3.0, "decay": 0.9, "ramp": 0.5, "labelled": 0.3, "augment": "strong"},
     "mutual": {"peers": 3, "weight": 0.5},
-    "noisy_student": {"generations": 2, "ratio": 3.0, "min_confidence": 0.1, "hard": True, "smoothing": 0.0},
+    "noisy_student": {
+        "generations": 2,
+        "ratio": 3.0,
+        "min_confidence": 0.1,
+        "hard": True,
+        "smoothing": 0.0,
+        "labelled": "strong",
+        "unlabelled": "weak",
+    },
     "plain": {},
     "ps_kd": {"alpha": 0.6},
     "self_adaptive": {"decay": 0.8, "wait": 0.1},
@@ -232,3 +250,61 @@ def test_curriculum_has_one_generation_more_than_stages():
     assert method.generations == 5
     teacher: Any = method.terms["label"].teacher
     assert teacher.shares == (0.25, 0.5, 0.75, 1.0)
+
+
+#: recipe -> the paper's steps, and there: the weight of its unlabelled rows in the first step, decay, ratio
+PAPERS: dict[str, tuple[int, str, float, float | None, float | None]] = {
+    "co_training": (2**20, "other", 0.0, None, 7.0),
+    "dash": (2**20, "soft", 1.0, None, 7.0),
+    "fixmatch": (2**20, "pseudo", 1.0, None, 7.0),
+    "flexmatch": (2**20, "pseudo", 1.0, None, 7.0),
+    "freematch": (2**20, "pseudo", 1.0, 0.999, 7.0),
+    "softmatch": (2**20, "pseudo", 1.0, 0.999, 7.0),
+    "pseudo_label": (2**20, "pseudo", 0.0, None, 8.0),
+    "uda": (500_000, "consistency", 1.0, None, 7.0),
+    "vat": (48_000, "adversarial", 1.0, None, 4.0),
+    "meta_pseudo_labels": (300_000, "consistency", 0.0, None, 7.0),
+    "mean_teacher": (150_000, "consistency", 100 * math.exp(-5), 0.999, None),
+    "rankup": (2**18, "pairs", 0.2, None, 7.0),
+    "ucvme": (10_000, "mean", 10.0, None, None),
+    "byol": (312_500, "from_x", 2.0, 0.996, None),
+    "dino": (125_000, "x_from_other", 1 / 6, 0.996, None),
+    "ibot": (125_000, "x_from_other", 1 / 6, 0.996, None),
+}
+
+
+def constants(name: str, steps: int) -> tuple[float, float, float | None, float]:
+    """The weight of a recipe's unlabelled rows at its start and after half a run, its decay, and its ratio."""
+    method, clock = methods.recipes()[name](), TrainingClock(steps=steps)
+    term = method.terms[PAPERS[name][1]]
+    decays = [value_at(part.decay, clock) for part in term.parts() if hasattr(part, "decay")]
+    ratio = method.views.ratio_at(steps)
+    return term.weight_at(clock), term.weight_at(clock.at(steps // 2)), (decays or [None])[0], ratio
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_constants_of_a_long_run_are_those_of_the_paper(name):
+    """At the paper's length the first weight, the decay of averages and the unlabelled rows of a batch are its own."""
+    steps, _, weight, decay, ratio = PAPERS[name]
+    first, _, own_decay, own_ratio = constants(name, steps)
+    assert (first, own_decay) == (pytest.approx(weight), decay and pytest.approx(decay, abs=1e-12))
+    assert own_ratio == (1.0 if ratio is None else pytest.approx(ratio, abs=1e-12))
+
+
+@pytest.mark.parametrize("name", [name for name, paper in PAPERS.items() if paper[2] != 2.0 and paper[2] != 1 / 6])
+def test_a_short_run_begins_with_labels_and_comes_to_the_whole_weight(name):
+    """Of 100 steps the first has (nearly) labels alone, the second half the whole weight, and averages span a part."""
+    first, middle, decay, ratio = constants(name, 100)
+    peak = {"mean_teacher": 100.0, "ucvme": 10.0, "rankup": 0.2, "pseudo_label": 3.0}.get(name, 1.0)
+    least = 0.49 if name == "dash" else 0.79 if name == "pseudo_label" else 0.99
+    assert first <= 0.01 * peak
+    assert middle >= least * peak
+    assert decay is None or 0.9 <= decay <= 0.97
+    assert 1.0 <= ratio <= 2.1
+
+
+def test_an_argument_is_the_same_in_every_run():
+    """A decay and a ratio that are given are those of short and long runs alike."""
+    for steps in (100, 2**20):
+        method = methods.recipes()["freematch"](decay=0.5, ratio=3.0)
+        assert (method.terms["pseudo"].gate.decay, method.views.ratio_at(steps)) == (0.5, 3.0)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.harness import Recorded
+from tests.harness import Recorded, forgetting
 
 
 def projected(model: nn.Module, x: Tensor) -> Tensor:
@@ -19,7 +19,9 @@ def projected(model: nn.Module, x: Tensor) -> Tensor:
     return z
 
 
-def oracle(run: Recorded, decay: float = 0.99, hidden: int = 512, width: int = 128) -> tuple[list[float], nn.Module]:
+def oracle(
+    run: Recorded, decay: float | None = None, hidden: int = 512, width: int = 128
+) -> tuple[list[float], nn.Module]:
     model = run.model()
     target, q = copy.deepcopy(model), model.get_submodule("predictor")
     layers = [*model.get_submodule("projector").children(), *q.children()]
@@ -39,7 +41,8 @@ def oracle(run: Recorded, decay: float = 0.99, hidden: int = 512, width: int = 1
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        d = 1 - (1 - decay) * (math.cos(math.pi * clock.step / clock.length) + 1) / 2
+        start = forgetting(clock, 0.996, 312_500, 0.97) if decay is None else decay
+        d = 1 - (1 - start) * (math.cos(math.pi * clock.step / clock.length) + 1) / 2
         with torch.no_grad():
             for mean, now in zip(target.parameters(), model.parameters(), strict=True):
                 mean.copy_(d * mean + (1 - d) * now)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.harness import Recorded
+from tests.harness import Recorded, forgetting
 
 OTHER = {"decay": 0.7, "temperature": 0.2, "sharp": 0.1, "centring": 0.5, "prototypes": 24, "crops": 1, "norm": False}
 
@@ -25,7 +25,7 @@ def scores(model: nn.Module, x: Tensor) -> Tensor:
 
 def oracle(
     run: Recorded,
-    decay: float = 0.996,
+    decay: float | None = None,
     temperature: float = 0.1,
     sharp: float = 0.04,
     centring: float = 0.9,
@@ -60,7 +60,8 @@ def oracle(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        d = 1 - (1 - decay) * (math.cos(math.pi * clock.step / clock.length) + 1) / 2
+        start = forgetting(clock, 0.996, 125_000, 0.97) if decay is None else decay
+        d = 1 - (1 - start) * (math.cos(math.pi * clock.step / clock.length) + 1) / 2
         with torch.no_grad():
             centre = centring * centre + (1 - centring) * torch.cat(told).mean(0)
             for mean, now in zip(teacher.parameters(), model.parameters(), strict=True):

@@ -6,27 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.harness import Recorded
+from tests.harness import Recorded, beside, risen
 
 BATCH = 12  # labelled rows of a full batch
 
 
 def oracle(
-    run: Recorded, confidence: float = 0.95, weight: float = 1.0, ratio: float = 7.0
+    run: Recorded, confidence: float = 0.95, weight: float = 1.0, ratio: float | None = None, ramp: float = 0.4
 ) -> tuple[list[float], nn.Module]:
     model = run.model()
     optimizer = run.optimizer(model)
     losses = []
-    for _, batch in run.batches():
+    for clock, batch in run.batches():
         x, y, weak, strong = batch["labelled"].x, batch["labelled"].y, batch["weak"], batch["strong"]
         assert (weak.id == strong.id).all()
-        assert len(weak.id) == ratio * BATCH
+        assert len(weak.id) == beside(clock, ratio)
         z = model(torch.cat([x, strong.x, weak.x]))
         z_labelled, z_strong, z_weak = z.split([len(x), len(strong.x), len(weak.x)])
         sure, guess = z_weak.detach().softmax(1).max(1)
         kept = (sure >= confidence).float()
         pseudo = (kept * F.cross_entropy(z_strong, guess, reduction="none")).mean()
-        loss = F.cross_entropy(z_labelled, y) + weight * pseudo
+        loss = F.cross_entropy(z_labelled, y) + weight * risen(clock, ramp) * pseudo
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.harness import Recorded
+from tests.harness import Recorded, forgetting
 
 OTHER = {
     "decay": 0.7, "temperature": 0.2, "sharp": 0.1, "settled": 0.15, "warm_up": 0.6, "centring": 0.5, "prototypes": 24,
@@ -44,7 +44,7 @@ def scores(wrapped: nn.Module, x: Tensor) -> Tensor:
 
 def oracle(
     run: Recorded,
-    decay: float = 0.996,
+    decay: float | None = None,
     temperature: float = 0.1,
     sharp: float = 0.04,
     settled: float = 0.07,
@@ -90,7 +90,8 @@ def oracle(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        d = 1 - (1 - decay) * (math.cos(math.pi * clock.step / clock.length) + 1) / 2
+        start = forgetting(clock, 0.996, 125_000, 0.97) if decay is None else decay
+        d = 1 - (1 - start) * (math.cos(math.pi * clock.step / clock.length) + 1) / 2
         with torch.no_grad():
             both = torch.cat(told)
             for i, now in enumerate((both[:, 0].mean(0), both[:, 1:].mean((0, 1)))):

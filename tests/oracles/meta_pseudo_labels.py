@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tests.harness import CLASSES, Recorded
+from tests.harness import CLASSES, Recorded, beside, short_share
 
 OTHER = {
     "meta": 3.0, "rate": 0.2, "weight": 2.0, "ramp": 0.5, "temperature": 0.5, "confidence": 0.33, "smoothing": 0.05,
@@ -53,19 +53,19 @@ def oracle(
     meta: float = 1.0,
     rate: float = 0.1,
     weight: float = 1.0,
-    ramp: float = 1 / 60,
+    ramp: float = 0.4,
     temperature: float = 0.7,
     confidence: float = 0.6,
     smoothing: float = 0.15,
-    tune: float = 0.1,
-    ratio: float = 7.0,
+    tune: float = 0.75,
+    ratio: float | None = None,
 ) -> tuple[list[float], nn.Module]:
     pair = run.model()
     student, teacher = pair.members  # type: ignore[misc]
     optimizer, losses = run.optimizer(pair), list[float]()
     for clock, batch in run.batches():
         x, y, weak, u = batch["labelled"].x, batch["labelled"].y, batch["weak"].x, batch["strong"].x
-        assert len(u) == 12 * ratio
+        assert len(u) == beside(clock, ratio, 7.0, 300_000)
         t = clock.step / (clock.epochs * clock.per_epoch)
         sx, tx, su, tu = student(x), teacher(x), student(u), teacher(u)
         with torch.no_grad():
@@ -76,8 +76,12 @@ def oracle(
         taught = soft(su, (1 - smoothing) * q + smoothing * (1 - q) / (CLASSES - 1))
         sure = (tw.softmax(1).amax(1) >= confidence).float()
         alike = (-((tw / temperature).softmax(1) * tu.log_softmax(1)).sum(1) * sure).mean()
-        late = t >= 1 - tune
-        loss = soft(tx, own) + weight * min(1.0, t / ramp) * alike + (F.cross_entropy(sx, y) if late else taught)
+        late = t >= short_share(clock, 1 - tune, 0.9, 300_000)
+        loss = (
+            soft(tx, own)
+            + weight * min(1.0, t / short_share(clock, ramp, 1 / 60, 300_000)) * alike
+            + (F.cross_entropy(sx, y) if late else taught)
+        )
         reported = loss.item()
         if meta and not late:
             after, signal = feedback(student, u, tu.detach(), x, y, rate, smoothing)

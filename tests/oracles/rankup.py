@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.harness import Recorded
+from tests.harness import Recorded, beside, risen
 
-OTHER = {"weight": 0.7, "confidence": 0.505, "ratio": 2.0, "rda": 0.8}
+OTHER = {"weight": 0.7, "confidence": 0.505, "ratio": 2.0, "rda": 0.8, "ramp": 0.7}
 BATCH = 12  # labelled rows of a full batch
 
 
@@ -18,7 +18,12 @@ def order(a: torch.Tensor, i: int, j: int) -> torch.Tensor:
 
 
 def oracle(
-    run: Recorded, weight: float = 0.2, confidence: float = 0.95, ratio: float = 7.0, rda: float = 0.0
+    run: Recorded,
+    weight: float = 0.2,
+    confidence: float = 0.95,
+    ratio: float | None = None,
+    rda: float = 0.0,
+    ramp: float = 0.4,
 ) -> tuple[list[float], nn.Module]:
     model = run.model()
     optimizer, losses = run.optimizer(model), list[float]()
@@ -26,7 +31,7 @@ def oracle(
     said, aligned = dict[int, float](), dict[int, float]()
     for clock, batch in run.batches():
         x, y, weak, strong = batch["labelled"].x, batch["labelled"].y, batch["weak"], batch["strong"]
-        assert len(weak.x) == ratio * BATCH
+        assert len(weak.x) == beside(clock, ratio, 7.0, 2**18)
         out = model.get_submodule("model")(torch.cat([x, strong.x, weak.x]))
         (f, a), (_, s), (w, q) = ((o[:, 0], o[:, 1:]) for o in out.split([len(x), len(strong.x), len(weak.x)]))
         loss = (y - f).abs().mean()
@@ -41,7 +46,7 @@ def oracle(
                 top, best = order(q.detach(), i, j).exp().max(0)
                 if top >= confidence:
                     sure = sure - order(s, i, j)[best] / len(weak.x) ** 2
-        loss = loss + weight * (pairs + sure)
+        loss = loss + weight * (pairs + risen(clock, ramp, 2**18) * sure)
         if rda:
             known = [(k, aligned[i]) for k, i in enumerate(weak.id.tolist()) if i in aligned]
             if known:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.harness import Recorded
+from tests.harness import Recorded, beside
 
-OTHER = {"weight": 0.5, "share": 0.8, "ratio": 2.0}
+OTHER = {"weight": 0.5, "share": 0.8, "ratio": 2.0, "ramp": 0.7}
 K = 3
 
 
@@ -21,13 +21,13 @@ def drawn(ident: int, peer: int, share: float) -> bool:
 
 
 def oracle(
-    run: Recorded, weight: float = 1.0, share: float = 0.632, ratio: float = 7.0
+    run: Recorded, weight: float = 1.0, share: float = 0.632, ratio: float | None = None, ramp: float = 0.4
 ) -> tuple[list[float], nn.Module]:
     model = run.model()
     optimizer, losses = run.optimizer(model), list[float]()
-    for _, batch in run.batches():
+    for clock, batch in run.batches():
         x, y, ids, more = batch["labelled"].x, batch["labelled"].y, batch["labelled"].id, batch["unlabelled"].x
-        assert len(more) == 12 * ratio
+        assert len(more) == beside(clock, ratio)
         z, u = model(torch.cat([x, more]))["peers"].split([len(x), len(more)])
         given, taught = list[Tensor](), list[Tensor]()
         for k in range(K):
@@ -42,7 +42,7 @@ def oracle(
                 taught.append(F.cross_entropy(u[row, k][None], torch.tensor([guess])))
         loss = K * torch.stack(given).sum() / len(given)
         if taught:
-            loss = loss + weight * torch.stack(taught).sum() / len(u)
+            loss = loss + weight * min(1.0, clock.step / clock.length / ramp) * torch.stack(taught).sum() / len(u)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,18 +8,20 @@ import math
 import torch
 from torch import nn
 
-from tests.harness import Recorded
+from tests.harness import Recorded, risen
 from tests.normal import split
 
-OTHER = {"weight": 4.0, "passes": 3, "ratio": 2.0}
+OTHER = {"weight": 4.0, "passes": 3, "ratio": 2.0, "ramp": 0.7}
 BATCH = 12  # labelled rows of a full batch
 
 
-def oracle(run: Recorded, weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> tuple[list[float], nn.Module]:
+def oracle(
+    run: Recorded, weight: float = 10.0, passes: int = 5, ratio: float = 1.0, ramp: float = 0.4
+) -> tuple[list[float], nn.Module]:
     model = run.model()
     optimizer, losses = run.optimizer(model), list[float]()
     nets = [model.get_submodule(f"members.{k}") for k in range(2)]
-    for _, batch in run.batches():
+    for clock, batch in run.batches():
         x, y, u = batch["labelled"].x, batch["labelled"].y, batch["unlabelled"].x
         assert len(u) == ratio * BATCH
         n, both = len(x), [split(net, torch.cat([x, u])) for net in nets]
@@ -33,7 +35,9 @@ def oracle(run: Recorded, weight: float = 10.0, passes: int = 5, ratio: float = 
         agree = (z[:n] - z[:n].detach().flip(1)) ** 2
         taught = ((target - mean[n:]) ** 2 * torch.exp(-variance) + variance) / 2
         same = (variance - z[n:]) ** 2
-        loss = (known.sum() + agree.sum()) / n + weight * (taught.sum() / len(u) + same.sum() / len(u))
+        loss = (known.sum() + agree.sum()) / n + weight * risen(clock, ramp, 10_000) * (
+            taught.sum() / len(u) + same.sum() / len(u)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

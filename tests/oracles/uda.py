@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.harness import CLASSES, Recorded
+from tests.harness import CLASSES, Recorded, beside, risen
 
-OTHER = {"confidence": 0.33, "temperature": 0.7, "weight": 0.5, "annealing": "log", "ratio": 2.0}
+OTHER = {"confidence": 0.33, "temperature": 0.7, "weight": 0.5, "annealing": "log", "ratio": 2.0, "ramp": 0.7}
 
 
 def oracle(
@@ -19,13 +19,14 @@ def oracle(
     temperature: float = 0.4,
     weight: float = 1.0,
     annealing: str = "",
-    ratio: float = 7.0,
+    ratio: float | None = None,
+    ramp: float = 0.4,
 ) -> tuple[list[float], nn.Module]:
     model = run.model()
     optimizer, losses = run.optimizer(model), list[float]()
     for clock, batch in run.batches():
         x, y, weak, strong = batch["labelled"].x, batch["labelled"].y, batch["weak"].x, batch["strong"].x
-        assert len(weak) == 12 * ratio
+        assert len(weak) == beside(clock, ratio, 7.0, 500_000)
         z, s, w = model(torch.cat([x, strong, weak])).split([len(x), len(strong), len(weak)])
         q = w.detach().softmax(1)
         sharp = (w.detach() / temperature).softmax(1)
@@ -35,7 +36,7 @@ def oracle(
             t = clock.step / (clock.epochs * clock.per_epoch)
             a = {"linear": t, "log": 1 - math.exp(-5 * t), "exp": math.exp(5 * (t - 1))}[annealing]
             label = label[label.detach().neg().exp() <= 1 / CLASSES + (1 - 1 / CLASSES) * a]
-        loss = label.sum() / max(1, len(label)) + weight * each.mean()
+        loss = label.sum() / max(1, len(label)) + weight * risen(clock, ramp, 500_000) * each.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,7 +9,8 @@ from torch import nn
 from tests.harness import CLASSES, Recorded
 
 OTHER = {
-    "generations": 3, "positive": 0.33, "spread": 0.02, "negative": 0.22, "negative_spread": 0.02, "passes": 4,
+    "generations": 3, "positive": 0.28, "spread": 0.1, "negative": 0.22, "negative_spread": 0.02, "passes": 4,
+    "balanced": 1, "fewest": 2,
 }  # fmt: skip
 
 
@@ -21,6 +22,8 @@ def oracle(
     negative: float = 0.05,
     negative_spread: float = 0.005,
     passes: int = 10,
+    balanced: int = 6,
+    fewest: int = 25,
 ) -> tuple[list[float], nn.Module]:
     losses, pool = list[float](), run.data.unlabelled
     target, wrong = run.data.y.clone(), torch.zeros(len(run.data.y), CLASSES)
@@ -52,9 +55,16 @@ def oracle(
         q = sum(said) / passes
         s = (sum((p - q) ** 2 for p in said) / (passes - 1)) ** 0.5
         target[pool], wrong[pool] = -1, 0.0
+        certain = {c: list[tuple[float, int]]() for c in range(CLASSES)}  # rows by class, the least uncertain first
         for i, row, apart in zip(pool.tolist(), q, s, strict=True):
             best = int(row.argmax())
             if row[best] >= positive and apart[best] <= spread:
+                certain[best].append((float(apart[best]), i))
+        number = max(fewest, min(map(len, certain.values()))) if generation < balanced else len(pool)
+        kept = {i for rows in certain.values() for _, i in sorted(rows)[:number]}
+        for i, row, apart in zip(pool.tolist(), q, s, strict=True):
+            best = int(row.argmax())
+            if i in kept:
                 target[i] = best
                 continue
             for c in range(CLASSES):

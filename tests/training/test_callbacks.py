@@ -18,11 +18,12 @@ from selfdistill.errors import VitalsError
 from selfdistill.evaluation.audit import Audit
 from selfdistill.evaluation.predict import score
 from selfdistill.io.tensors import digest
-from selfdistill.methods import born_again, plain
+from selfdistill.methods import born_again, co_training, plain
 from selfdistill.models.registry import parse
 from selfdistill.training import callbacks
 from selfdistill.training.settings import Settings
 from selfdistill.training.state import Evaluation, GenerationResult, RunState
+from selfdistill.training.supervised import LengthWarning
 from selfdistill.training.task import Task
 
 COLLAPSED, CHANCE = "validation rows are predicted as", "which is chance"
@@ -190,3 +191,16 @@ def test_the_classifier_of_a_method_without_labels_is_fitted_before_an_evaluatio
     callbacks.LinearProbe(data).before_evaluation(run)
     assert score(run.model, data, data.audit)["accuracy"] > 0.9
     assert run.passes.evaluation == len(data.labelled)
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(499, True), (500, False)])
+def test_a_run_that_is_too_short_for_its_recipe_is_warned_of_before_it_starts(steps: int, warned: bool) -> None:
+    """The line names the recipe, the steps of the run, and the least ones."""
+    task = LengthWarning()
+    lines = list[str]()
+    run = state(steps=steps)
+    run.method, run.warn = co_training(), lines.append
+    run.objective = co_training().bind(nn.Linear(2, 2), clock=TrainingClock(steps=steps))
+    task.before_training(run)
+    words = f"co_training() needs about 500 steps, and a generation has {steps} here"
+    assert [words in line and "--steps 500 or more" in line for line in lines] == [True] * warned

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..memory import FrozenCopy, SampleMemory, WeightView
 from ..parts import BaseTerm, Part, Teacher
-from ..step import Forward
+from ..step import Forward, TrainingClock
 from .summary import TermHealth, fail
 
 MOST = 65536  # ids remembered
@@ -143,9 +143,7 @@ class StateWatch:
         for key, part, module in self._held():
             suspicion = self._suspicions.setdefault(key, _Suspicion())
             record = _look(module, student)
-            self._average(
-                key, part, module, (entries[key], record.weights, _entries(student.parameters())), clock.step + 1
-            )
+            self._average(key, part, module, (entries[key], record.weights, _entries(student.parameters())), clock)
             self._statistics(key, part, record, suspicion)
             self._kept[key] = record
             if (gap := _distance(module, student)) is not None:
@@ -169,7 +167,7 @@ class StateWatch:
     def _frozen(self, key: str, part: Part, current: Tensor) -> None:
         """Check that only ``update`` has moved a teacher's weights, and nothing a frozen teacher's."""
         frozen = isinstance(part, Teacher) and part.immovable
-        if not frozen and not (isinstance(part, Teacher) and part.averaging_rate(0) is not None):
+        if not frozen and not (isinstance(part, Teacher) and part.averaging_rate(TrainingClock()) is not None):
             return  # a part of one's own may be moved by one's own loop
         past = [(self.opened or {}).get(key)]
         past += [self._kept[key].weights] if frozen and key in self._kept else []
@@ -183,11 +181,11 @@ class StateWatch:
             )
 
     def _average(
-        self, key: str, part: Part, module: nn.Module, triple: tuple[Tensor, Tensor, Tensor], steps: int
+        self, key: str, part: Part, module: nn.Module, triple: tuple[Tensor, Tensor, Tensor], clock: TrainingClock
     ) -> None:
         """Check that the average moves by (1 - decay) of its distance: in low precision small updates round away."""
         old, new, student = (entries.float() for entries in triple)
-        rate = part.averaging_rate(steps) if isinstance(part, Teacher) else None
+        rate = part.averaging_rate(clock) if isinstance(part, Teacher) else None
         if rate is None or len({len(s) for s in triple}) > 1:
             return
         coarse = any(p.is_floating_point() and p.element_size() < 4 for p in module.parameters())
