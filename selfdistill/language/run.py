@@ -160,7 +160,7 @@ def shortlisted(request: Request) -> AutoLanguageRun:
     if not runs:
         raise DataError(f"{data.name} has neither demonstrations nor checkers for auto(); give --method 'ssd()'")
     names = [one.expression for one in runs]
-    chooses = f"the audit, beside the model before, by {WORDS[audit_measure(data)]} on {len(data.audit)} prompts,"
+    chooses = f"the audit, beside the model before, by {WORDS[audit_measure(data)]} on {len(data.audit)} prompts"
     note = "\n".join([runs[0].note, *foreword(names, "as long as each advises", chooses)])
     return AutoLanguageRun(
         **{**vars(runs[0]), "request": request, "expression": "auto()", "note": note}, candidates=runs

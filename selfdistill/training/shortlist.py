@@ -140,9 +140,9 @@ def foreword(names: Sequence[str], each: str, chooses: str) -> list[str]:
     """The lines before training: what is tried, what that costs, and what chooses.
 
     >>> foreword(["plain()", "elr()"], "of 10 steps each", "validation accuracy")
-    ['auto(): 2 trainings of 10 steps each: plain(), elr()', 'auto(): validation accuracy chooses']
+    ['auto(): 2 trainings of 10 steps each: plain(), elr()', 'auto(): chooses by validation accuracy']
     """
-    return [f"auto(): {len(names)} trainings {each}: {', '.join(names)}", f"auto(): {chooses} chooses"]
+    return [f"auto(): {len(names)} trainings {each}: {', '.join(names)}", f"auto(): chooses by {chooses}"]
 
 
 def visible(rows: int, measure: str) -> str:
@@ -185,6 +185,7 @@ def try_each(
     train: Callable[[int], tuple[list[Trial], T]],
     rank: Callable[[str], int],
     tell: Callable[[str], None],
+    follow: Callable[[Sequence[Trial], Sequence[int]], int] = lambda trials, rest: rest[0],
 ) -> Choice[T]:
     """Train every candidate, one after another, and choose; a candidate that cannot be trained is left out.
 
@@ -192,13 +193,18 @@ def try_each(
         names: the candidates; the first is the plain one, which must be trainable.
         train: trains the candidate of a number from wherever it was cut; a training may be several trials.
         rank: see `choose`.
-        tell: hears of each candidate's score and of the time that is left.
+        tell: hears that a candidate is trained, and of the time that is left.
+        follow: which of the rest is trained next, by the trials so far; in their order by default.
 
     Raises:
         SelfdistillError: the first candidate fails.
     """
     choice, begun, trained = Choice[T](), time.monotonic(), 0
-    for number, name in enumerate(names):
+    rest = list(range(len(names)))
+    while rest:
+        number = follow(choice.trials, rest) if choice.trials else rest[0]
+        rest.remove(number)
+        name = names[number]
         try:
             trials, result = train(number)
         except (NotFiniteError, RecipeError, VitalsError) as error:
@@ -214,7 +220,7 @@ def try_each(
         choice.chosen = choose(choice.trials, rank)
         first = choice.kept[0]
         choice.kept = {place: one for place, one in choice.kept.items() if place == choice.chosen or one is first}
-        left = (time.monotonic() - begun) / trained * (len(names) - number - 1)
-        rest = f", about {left:.0f} s left" if number + 1 < len(names) else ""
-        tell(f"auto(): candidate {number + 1} of {len(names)}, {name}, is trained{rest}")
+        left = (time.monotonic() - begun) / trained * len(rest)
+        remainder = f", about {left:.0f} s left" if rest else ""
+        tell(f"auto(): candidate {len(names) - len(rest)} of {len(names)}, {name}, is trained{remainder}")
     return choice
