@@ -64,7 +64,7 @@ def train(expression: str, steps: int, seed: int, truth: Tensor, tuning: bool) -
     )  # fmt: skip
     predicted = predict_rows(final_model(result.model), data, scored, data.head).argmax(-1)
     accuracy = 100 * float((predicted == truth[scored]).double().mean())
-    short = any("steps or more" in line for line in warnings)
+    short = any("() needs about" in line for line in warnings)
     spent = round(time.process_time() - begun, 1)
     return {"seed": seed, "method": expression, "steps": steps, "accuracy": accuracy, "warned": short, "cpu": spent}
 

@@ -19,6 +19,7 @@ from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
+    Finite,
     adapt_options,
     announce_default_data,
     complain,
@@ -97,6 +98,24 @@ def main() -> None:
     metavar="EXPR",
     help="A recipe, such as 'ps_kd(alpha=0.8)' [default, by the data: auto(), which chooses among a few recipes; "
     "for tables of learners self_distilled() and others; for prompts sdft() and others].",
+)
+@click.option(
+    "--search",
+    metavar="EXPR",
+    help="Search a recipe's arguments on folds of the labels, by Optuna: ranges and lists, such as "
+    "'elr(weight=1..10)', 'elr(weight=0.1..10 log)', 'elr(weight={1,3,5})'.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1, max=10**6),
+    metavar="N",
+    help="Trials of --search [default: 20; of lists all combinations].",
+)
+@click.option(
+    "--explore",
+    type=Finite(min=0, max=1),
+    metavar="F",
+    help="Largest share of the trainings that only try something out, of auto() and --search [default: try all].",
 )
 @click.option(
     "--product",

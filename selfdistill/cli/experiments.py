@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,16 @@ from .options import (
     training_settings,
     trust_option,
 )
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    """Numbers of labels from the command line."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 13 for part in parts):
+        raise click.BadParameter(f"{text!r} is no list of numbers of labels, such as 25,50,100,200.")
+    return tuple(map(int, parts))
 
 
 class ManyMethods(click.Command):
@@ -66,6 +78,13 @@ class ManyMethods(click.Command):
     "--level", type=Finite(min=0, max=1, min_open=True, max_open=True), default=0.05, show_default=True,
     help="Significance level of the verdicts, over all methods.",
 )  # fmt: skip
+@click.option(
+    "--label-curve",
+    metavar="N,N,...",
+    callback=lambda context, option, value: _numbers(value),
+    help="The same comparison at several numbers of labels, such as 25,50,100,200, and the labels that each method "
+    "needs for the score of the baseline with the most.",
+)
 @click.option("--out", metavar="DIR", help="Folder of the comparison [default: below runs/].")
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -79,6 +98,7 @@ def compare(
     match: str | None,
     budget: str | None,
     level: float,
+    label_curve: tuple[int, ...] | None,
     out: str | None,
     json_file: str | None,
     quiet: bool,
@@ -104,8 +124,8 @@ def compare(
     announce_default_data(quiet)
     from ..evaluation.statistics import fewest_seeds
     from ..experiments.compare import Comparison
-    from ..experiments.compare.runner import design_for
-    from ..experiments.compare.table import show
+    from ..experiments.compare.runner import compare_labels, design_for, label_curve_folder
+    from ..experiments.compare.table import show, show_label_curve
     from ..experiments.task_types import TASK_TYPES
     from ..io.run_record import Request
     from ..training.comparison import ComparisonSettings, split_match
@@ -120,19 +140,26 @@ def compare(
     count = fewest_seeds(len(design.judged(methods)), level) if seeds is None else max(0, seeds)
     all_seeds = tuple(range(request.seed, request.seed + count))
     settings = ComparisonSettings(methods, all_seeds, design.matched(match), level)
-    comparison = Comparison.create(request, settings, out)
+    tell = (lambda line: None) if quiet else (lambda line: echo(line, err=True))
+    execute: Callable[[], dict[str, Any]]
+    if label_curve:
+        folder, draw = label_curve_folder(request, settings, out), show_label_curve
+        execute = partial(compare_labels, request, settings, label_curve, folder, tell)
+    else:
+        comparison = Comparison.create(request, settings, out)
+        folder, draw, execute = comparison.folder, show, partial(comparison.execute, tell)
     try:
-        result = comparison.execute((lambda line: None) if quiet else (lambda line: echo(line, err=True)))
+        result = execute()
     except KeyboardInterrupt:
-        hint = f"stopped; finished trainings are kept in {comparison.folder}: give the same command again to resume"
+        hint = f"stopped; finished trainings are kept in {folder}: give the same command again to resume"
         raise KeyboardInterrupt(hint) from None
     if json_file == "-":
         click.echo(json.dumps(result, sort_keys=True))
         return
     if json_file:
         write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n", "--json")
-    show(result)
-    echo(f"Comparison folder: {comparison.folder}; open {comparison.folder}/report.html")
+    draw(result)
+    echo(f"Comparison folder: {folder}; open {folder}/report.html")
 
 
 QUICK_METHODS = ("elr()", "mean_teacher()", "born_again()")

@@ -223,7 +223,8 @@ class BaseSelfDistillation(Wrapper):
         self.generation_ = plan.audit.final() if plan.audit else len(plan.xis) if self.audit == "off" else 0
         if plan.audit and isinstance(targets, RealTargets):
             self.residuals_ = plan.audit.folds.y - plan.audit.predictions[self.generation_]
-        progress.plan(_trainings(len(learners), self.generation_))
+        self.trainings_ = _trainings(len(learners), self.generation_)  # of the final chain alone
+        progress.plan(self.trainings_)
         cache = TrainingCache(progress, "generation 0 on all rows")
         members = train_first(targets, _trained(learners, 0, self.generation_), table, seeds, cache)
         for k in range(1, self.generation_ + 1):

@@ -25,7 +25,7 @@ from ..methods.registry import AUTO
 from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSettings, Job
 from . import base_learners
 from .recipes import EstimatorRecipe, read_recipe
-from .run import TableRun, cross_predict, fit, folds_of, prepare, residuals, score_test, self_taught
+from .run import TableRun, cross_predict, fit, folds_of, prepare, residuals, score_test, self_taught, training_gap
 from .tables import stack
 from .wrappers import FrameEncoder, MeanEnsemble, innermost, seeded_clone
 
@@ -104,6 +104,7 @@ class TableJob:
         figures, test, _ = score_test(self.prepared, model, errors)
         truth = torch.from_numpy(data.y[data.test])
         shown: dict[str, Any] = {}
+        figures |= training_gap(self.prepared, model, figures)
         if data.classes:
             figures["aurc"] = metrics.aurc(test.exp(), truth)
             shown["reliability"] = metrics.reliability(test, truth)

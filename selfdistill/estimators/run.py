@@ -13,8 +13,9 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import frames
-from ..data.frames import Frame
+from ..data.frames import Frame, SplitRows
 from ..data.split_columns import SplitRequest
 from ..errors import DataError, RecipeError
 from ..evaluation import metrics
@@ -37,6 +38,7 @@ from ..evaluation.predict import (
     halfwidth,
     points,
     scored,
+    some_of,
     with_interval,
 )
 from ..io.expressions import one_line
@@ -45,7 +47,7 @@ from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR, model_card, model_folder
 from ..training import threads
 from ..training.shortlist import visible
-from ..training.task_type import Listeners, require_same_data
+from ..training.task_type import HeldOut, Listeners, require_same_data
 from . import base_learners
 from .base_learners import NETWORKS
 from .recipes import EstimatorRecipe, read_recipe
@@ -107,6 +109,30 @@ class TableRun:
         options = {"random_state": seed, "audit": self.settings["audit"], "audit_folds": self.settings["audit_folds"]}
         return self.recipe.make(self._learner(), self.peers(), self.classify, **options, **more)
 
+    def held_out(self, fold: int, folds: int, folder: Path) -> HeldOut | None:
+        """Train on all labelled rows but those of a fold, and score these; None where there is no such fold."""
+        from threadpoolctl import threadpool_limits
+
+        from .resume import keeping
+
+        seed, begun, done = int(self.settings["seed"]), time.monotonic(), [0]
+        parts = folds_of(self, seed)
+        if fold >= min(folds, len(parts)):
+            return None
+        labelled, (teach, held) = self.data.parts["labelled"], parts[fold]
+        taught, left_out = (SplitRows(labelled.ids[rows], labelled.features.iloc[rows]) for rows in (teach, held))
+        run = replace(self, data=replace(self.data, parts={**self.data.parts, "labelled": taught}))
+
+        def progress(number: int, planned: int, what: str) -> None:
+            done[0] = number
+
+        with threadpool_limits(torch.get_num_threads()), keeping(folder, progress):
+            outputs = predict_frame(fit(run, run.estimator(seed)), left_out.features, len(run.data.classes))
+        y = torch.from_numpy(self.data.y[left_out.ids])
+        losses = (outputs.argmax(-1) != y).double() if self.classify else (outputs - y) ** 2
+        passes = float(max(1, done[0]) * (len(teach) + len(self.data.unlabelled)))
+        return HeldOut(float(losses.mean()), passes, time.monotonic() - begun)
+
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
         return {"run": str(folder), **train(self, folder, listeners)}
@@ -147,7 +173,7 @@ def prepare(request: Request) -> TableRun:
 
 
 def _refuse_network_options(request: Request) -> None:
-    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init", "targets", "memory")
+    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init", "targets", "memory", "explore")
     asked = {name: getattr(request, name) for name in names}
     asked |= {name: value for name, value in request.training if name not in _OURS}
     for name, value in asked.items():
@@ -288,6 +314,13 @@ def score_test(
     return {**figures, **covered(outputs, y, errors)}, outputs, half if half < torch.inf else None
 
 
+def training_gap(run: TableRun, model: Any, test: Mapping[str, float]) -> dict[str, float]:
+    """The gap between the scores on labelled training rows and those on the test split, as of `metrics.gap`."""
+    ids = run.data.labelled[some_of(torch.arange(len(run.data.labelled))).numpy()]
+    outputs = predict_frame(model, run.data.rows(ids), len(run.data.classes))
+    return metrics.gap(scored(outputs, torch.from_numpy(run.data.y[ids]), run.data.task), test)
+
+
 def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
     """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
     from threadpoolctl import threadpool_limits
@@ -353,6 +386,9 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
         "generations": history or [{"generation": 0, "decision": None}], "steps": trainings,
         "seconds": round(seconds, 2), shown: {},
     }  # fmt: skip
+    own = vars(model).get("trainings_", trainings)  # of the final chain alone
+    if trainings > own:
+        result["exploration"] = {"unit": "trainings", "trying": float(trainings - own), "winner": float(own)}
     final = f"generation {result['final_generation']}, the final model"
     automatic = isinstance(model, AutoDistillation)
     names = {model.product_ if automatic else final: model} if self_taught(model) else {}

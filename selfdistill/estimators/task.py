@@ -18,7 +18,17 @@ from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR
 from ..training.comparison import ComparisonDesign
-from ..training.task_type import Cost, FigureTable, GenerationCurve, Rows, TaskType, generation_name, refuse_example
+from ..training.task_type import (
+    Cost,
+    FigureTable,
+    FoldTrial,
+    GenerationCurve,
+    Listeners,
+    Rows,
+    TaskType,
+    generation_name,
+    refuse_example,
+)
 from . import base_learners, recipes
 from .base_learners import NETWORKS
 
@@ -31,7 +41,7 @@ class TableTaskType(TaskType):
 
     name, learner, title = "learner", "learners", "For learners on tables"
     about = "Gradient boosting, forests and any other estimator of scikit-learn."
-    equal_steps = False
+    equal_steps, searched = False, True
 
     def recipes(self) -> Mapping[str, Callable[..., recipes.EstimatorRecipe]]:
         return recipes.recipes()
@@ -85,6 +95,12 @@ class TableTaskType(TaskType):
         from .run import prepare
 
         return prepare(request)
+
+    def trial(self, request: Request, folds: int, folder: Path, listeners: Listeners) -> FoldTrial:
+        from .run import prepare
+
+        ready = prepare(request)
+        return lambda fold: ready.held_out(fold, folds, folder / str(fold))
 
     def card(self, name: str) -> dict[str, Any]:
         return recipes.card(name)

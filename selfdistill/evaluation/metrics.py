@@ -19,12 +19,14 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
         "ece": {"higher_is_better": False, "unit": "share"},
         "brier": {"higher_is_better": False, "unit": "squared error"},
         "aurc": {"higher_is_better": False, "unit": "share"},
+        "gap": {"higher_is_better": False, "unit": "share"},  # training minus test accuracy: over-fitting
     },
     "regress": {
         "rmse": {"higher_is_better": False, "unit": "of the target"},
         "mae": {"higher_is_better": False, "unit": "of the target"},
         "r2": {"higher_is_better": True, "unit": "share"},
         "width": {"higher_is_better": False, "unit": "of the target"},
+        "rmse_gap": {"higher_is_better": False, "unit": "of the target"},  # test minus training RMSE: over-fitting
         "coverage": {"higher_is_better": None, "unit": "share"},  # 0.9 is wanted: neither more nor less is better
     },
     "generate": {
@@ -44,7 +46,7 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
 AUDITED = {"accuracy": True, "rmse": False, "nll": False, "return": True}  # what ranks controls, and is more better?
 
 
-POINTS = frozenset({"accuracy", "kept"})  # told in per cent, and differences in points
+POINTS = frozenset({"accuracy", "kept", "gap"})  # told in per cent, and differences in points
 
 
 def ordered(figures: Mapping[str, Any], task: str) -> list[str]:
@@ -54,6 +56,17 @@ def ordered(figures: Mapping[str, Any], task: str) -> list[str]:
     ['rmse', 'mae']
     """
     return [metric for metric in METRICS[task] if metric in figures]
+
+
+def gap(train: Mapping[str, float], test: Mapping[str, float]) -> dict[str, float]:
+    """How far the scores on training rows are above those on test rows: over-fitting, in accuracy or in RMSE.
+
+    >>> gap({"accuracy": 1.0}, {"accuracy": 0.75}), gap({"rmse": 1.0}, {"rmse": 1.5})
+    ({'gap': 0.25}, {'rmse_gap': 0.5})
+    """
+    if "accuracy" in train:
+        return {"gap": train["accuracy"] - test["accuracy"]}
+    return {"rmse_gap": test["rmse"] - train["rmse"]}
 
 
 def classification(logits: Tensor, y: Tensor) -> dict[str, float]:

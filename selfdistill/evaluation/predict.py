@@ -138,6 +138,18 @@ def halfwidth(errors: Tensor, coverage: float = COVERAGE) -> float:
     return float(sizes[rank - 1]) if rank <= len(sizes) else torch.inf
 
 
+MOST_TRAINING = 5000  # labelled rows of which a training score is taken
+
+
+def some_of(ids: Tensor) -> Tensor:
+    """At most `MOST_TRAINING` rows, evenly drawn.
+
+    >>> len(some_of(torch.arange(20_000))), len(some_of(torch.arange(60)))
+    (5000, 60)
+    """
+    return ids[:: max(1, -(-len(ids) // MOST_TRAINING))]
+
+
 def final_score(model: nn.Module, data: Data) -> dict[str, float]:
     """Metrics on the test split; of values also ``coverage`` and ``width`` of intervals of 90 %, from the errors on the
     audit split, which never taught: where it has too few rows for that, they are missing. Nothing without a row."""

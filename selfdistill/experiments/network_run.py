@@ -60,12 +60,13 @@ from ..teachers import CachedTeacher
 from ..teachers.cached import store_targets
 from ..teachers.generations import ensemble_teacher
 from ..training import budget, callbacks, reservoir, threads
+from ..training.budget import most_trials
 from ..training.comparison import ignore
-from ..training.cross_fitting import all_labels, crossfit
+from ..training.cross_fitting import all_labels, crossfit, train_without_fold
 from ..training.fit import Result, fit, step_cost
 from ..training.shortlist import WORDS, Choice, Trial, candidate_folder, copy_log, foreword, try_each, visible
 from ..training.state import GenerationResult
-from ..training.task_type import Listeners, require_same_data
+from ..training.task_type import HeldOut, Listeners, require_same_data
 from ..views import TOGETHER
 
 if TYPE_CHECKING:
@@ -276,6 +277,14 @@ class NetworkRun:
                 progress=listeners.progress("plain(), the baseline"), warn=listeners.warn, **settings,
             )  # fmt: skip
 
+    def held_out(self, fold: int, folds: int, folder: Path, listeners: Listeners) -> HeldOut:
+        """Train on all labelled rows but those of a fold, and score these."""
+        loss, trained = train_without_fold(
+            self.build, self.data, self.method, fold, folds, folder, resume=True, device=self.request.device,
+            progress=listeners.progress(f"{self.expression}, fold {fold + 1}"), warn=ignore, **self.settings,
+        )  # fmt: skip
+        return HeldOut(loss, trained.passes.cost(), trained.seconds)
+
     def _control_cost(self, meter: budget.Meter) -> budget.Cost:
         """The cost of a step of the plain model, which trains for as many steps as the method."""
         settings = {**self.settings, "batch_size": batch_size_for(self.data, plain())}
@@ -414,6 +423,7 @@ class AutoRun(NetworkRun):
         """Train every candidate from wherever it was cut, choose, and read the test split, once."""
         if self.data.preprocessor is not None:
             tables.skops()
+        self.candidates = self._affordable()
         budget.expect(len(self.candidates))
 
         positions = count(1)
@@ -443,6 +453,26 @@ class AutoRun(NetworkRun):
             ready._save_final_model(folder / "model", trained, result)
             self._show_logs(folder, ready.expression)
         return result
+
+    def _affordable(self) -> Sequence[NetworkRun]:
+        """The candidates of which each may take at least half of its steps; the first two at the least.
+
+        A short training sees no memorised labels, so a small budget tries fewer candidates before it shortens them.
+        """
+        meter, whole = budget.active(), 0.0
+        if meter is None:
+            return self.candidates
+        if "candidates" not in meter.steps:
+            step = self.candidates[0]._control_cost(meter)
+            left, each = meter.left(), step.seconds / max(1.0, step.passes) / budget.MARGIN
+            for number, one in enumerate(self.candidates, 1):
+                whole += one.planned_passes()
+                if number < 3 or (whole <= 2 * left.passes and whole * each <= 2 * left.seconds):
+                    meter.steps["candidates"] = number
+        number = meter.steps["candidates"]
+        if number < len(self.candidates):
+            meter.cut(f"{number} candidates in place of {len(self.candidates)}: no more fit at half of their steps")
+        return self.candidates[:number]
 
     def choose(self, train: Callable[[int], Result], tell: Callable[[str], None] = ignore) -> Choice[Result]:
         """Train the candidates, each by its number, and choose."""
@@ -562,7 +592,10 @@ def shortlisted(ready: NetworkRun) -> AutoRun:
     run = AutoRun(**vars(ready), candidates=candidates, apart=halves, left_out=left_out)
     gains = expected(run.features((), ()))
     rest = sorted(candidates[1:], key=lambda one: -gains.get(one.expression, -math.inf))
-    return replace(run, candidates=[candidates[0], *rest][: read_auto(ready.expression).most])
+    listed = [candidates[0], *rest][: read_auto(ready.expression).most]
+    run.candidates = listed[: most_trials(len(listed), request.explore)]
+    left_out += [f"{one.expression}: --explore {request.explore:g}" for one in listed[len(run.candidates) :]]
+    return run
 
 
 def candidate(ready: NetworkRun, expression: str) -> NetworkRun | None:

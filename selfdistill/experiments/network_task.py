@@ -26,7 +26,7 @@ from ..errors import RecipeError, SelfdistillError
 from ..evaluation import metrics
 from ..evaluation.audit import whole_classes
 from ..evaluation.label_next import Committee
-from ..evaluation.predict import Predictions, covered, scored, task_outputs
+from ..evaluation.predict import Predictions, covered, scored, some_of, task_outputs
 from ..io.expressions import checked
 from ..io.run_record import Request
 from ..losses import CrossEntropy, Squared
@@ -56,7 +56,7 @@ from ..training.comparison import (
     require_splits,
 )
 from ..training.fit import Result, fit, try_batch
-from ..training.task_type import Rows, TaskType, generation_name, refuse_example
+from ..training.task_type import FoldTrial, Listeners, Rows, TaskType, generation_name, refuse_example
 from .network_run import AutoRun, NetworkRun, batch_size_for, committee, predict_source, prepare, total_steps
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
@@ -133,6 +133,7 @@ class SplitOutputs(NamedTuple):
 
     audit: Tensor
     test: Callable[[], Tensor]  # asked once everything is chosen
+    train: Callable[[], Tensor] | None = None  # on `training_rows`
 
 
 def split_outputs(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> SplitOutputs:
@@ -144,7 +145,7 @@ def split_outputs(model: nn.Module, data: Data, weights: dict[str, Tensor] | Non
             model.load_state_dict(weights)
         return task_outputs(final_model(model), data, rows, device)
 
-    return SplitOutputs(outputs(data.audit), lambda: outputs(data.test))
+    return SplitOutputs(outputs(data.audit), lambda: outputs(data.test), lambda: outputs(some_of(data.labelled)))
 
 
 def mean_outputs(several: list[SplitOutputs]) -> SplitOutputs:
@@ -156,7 +157,11 @@ def mean_outputs(several: list[SplitOutputs]) -> SplitOutputs:
         p = torch.stack([torch.softmax(one.double(), -1) for one in logits]).mean(0)
         return p.clamp(min=1e-30).log()
 
-    return SplitOutputs(mean([one.audit for one in several]), lambda: mean([one.test() for one in several]))
+    return SplitOutputs(
+        mean([one.audit for one in several]),
+        lambda: mean([one.test() for one in several]),
+        lambda: mean([one.train() for one in several if one.train]),
+    )
 
 
 def flops(model: nn.Module, data: Data) -> float:
@@ -230,6 +235,10 @@ def _judged(work: NetworkJob, rows: dict[str, dict[str, Any]]) -> dict[str, dict
         test, y = outputs.test(), data.y[data.test]
         row["audit"] = scored(outputs.audit, data.y[data.audit], data.task)
         row["metrics"] = scored(test, y, data.task)
+        if outputs.train is not None:
+            row["metrics"] |= metrics.gap(
+                scored(outputs.train(), data.y[some_of(data.labelled)], data.task), row["metrics"]
+            )
         if data.task == "regress":
             row["metrics"] |= covered(test, y, outputs.audit - data.y[data.audit])
             continue
@@ -436,6 +445,7 @@ class NetworkTaskType(TaskType):
     """Networks that learn classes, values or features of images, tables and texts."""
 
     name, learner, title = "network", "networks", "For networks"
+    searched = True
     about = "Classes and values, images, tables and texts: any model of PyTorch."
 
     def recipes(self) -> Mapping[str, Callable[..., Any]]:
@@ -450,6 +460,10 @@ class NetworkTaskType(TaskType):
 
     def prepare(self, request: Request) -> NetworkRun:
         return prepare(request)
+
+    def trial(self, request: Request, folds: int, folder: Path, listeners: Listeners) -> FoldTrial:
+        ready = prepare(request)
+        return lambda fold: ready.held_out(fold, folds, folder / str(fold), listeners)
 
     def card(self, name: str) -> dict[str, Any]:
         return auto_card() if name == AUTO else cards.card(name)

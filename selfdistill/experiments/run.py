@@ -38,11 +38,12 @@ from ..models.peers import final_model
 from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
 from ..report import write as write_report
-from ..report.summary import model_card_text, readme
+from ..report.summary import exploration, model_card_text, readme
 from ..training import budget, threads
 from ..training.fit import choose_device, join
 from ..training.task_type import Listeners, PreparedRun, TaskType
 from .folder import Folder, locked
+from .search import check_search, first_request, refuse_explore, search
 from .task_types import TASK_TYPES
 
 __all__ = ["Run", "final_model", "load_model", "model_card"]
@@ -107,7 +108,7 @@ class Run:
             RecipeError, DataError: data, model and method are of different task types.
         """
         record = self._record()
-        return TASK_TYPES.of_record(record) if record else TASK_TYPES.of_request(self.request)
+        return TASK_TYPES.of_record(record) if record else TASK_TYPES.of_request(first_request(self.request))
 
     def _record(self) -> dict[str, Any]:
         path = self._folder.record
@@ -151,7 +152,9 @@ class Run:
         refuse_links(self.folder)
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         task = self.task
-        prepared = task.prepare(self.request)
+        check_search(self.request, task)
+        prepared = task.prepare(first_request(self.request))
+        refuse_explore(self.request, prepared.expression)
         if prepared.note:
             listeners.tell(prepared.note)
         with (
@@ -164,11 +167,16 @@ class Run:
                 with locked(self.folder, BUSY) if first else contextlib.nullcontext():
                     if first:
                         sweep(self.folder)
-                    result = prepared.train(self.folder, listeners)
+                    found: dict[str, Any] = {}
+                    if self.request.search is not None:
+                        prepared, found = search(self.request, task, self.folder, listeners)
+                    result = {**prepared.train(self.folder, listeners), **found}
+                    if explored := result.get("exploration") or exploration(result):
+                        result["exploration"] = explored
                     if meter is not None:
                         result["budget"] = meter.summary()
                     if first:
-                        self._finish(task, result, listeners.warn)
+                        self._finish(task, prepared.expression, result, listeners.warn)
                     return result
             except (DataError, RecipeError, NotFiniteError):
                 if first:
@@ -217,6 +225,8 @@ class Run:
         """Leave nothing of a run that was refused before anything was saved."""
         if checkpoint.newest(self.folder / "folds" / "0" / "checkpoints") is None:
             shutil.rmtree(self.folder / "folds", ignore_errors=True)
+        if not any(self.folder.glob("search/*/*/checkpoints")):
+            shutil.rmtree(self.folder / "search", ignore_errors=True)
         if not any(self.folder.glob("fits/*")):
             shutil.rmtree(self.folder / "fits", ignore_errors=True)
         rest = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints", budget.FILE}
@@ -224,9 +234,9 @@ class Run:
             (self.folder / budget.FILE).unlink(missing_ok=True)
             self._folder.withdraw("checkpoints")
 
-    def _finish(self, task: TaskType, result: dict[str, Any], warn: Callable[[str], None]) -> None:
+    def _finish(self, task: TaskType, expression: str, result: dict[str, Any], warn: Callable[[str], None]) -> None:
         """Write what people read and the result, which makes the run a finished one."""
-        record = self._record()
+        record = {**self._record(), "method": expression}
         for place, text in (("README.md", readme), ("model/README.md", model_card_text)):
             with surviving(f"{self.folder / place} was not written", "nothing else is missing", warn):
                 write(self.folder / place, text(result, record, task))

@@ -119,6 +119,15 @@ _RESULT = {
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "auto?": ({"why": str, "tried": [_TRIAL]}, None),
     "trouble?": (str, None),
+    "search?": {
+        "space": str,
+        "planned": int,
+        "folds": int,
+        "sampler": str,
+        "passes": float,
+        "trials": [{"expression": str, "loss": float, "folds": int, "pruned": bool, "trouble": str}],
+    },
+    "exploration?": {"unit": str, "trying": float, "winner": float},
     "budget?": {"bound": str, "seconds": float, "passes": float, "peak_mib": float, "cut": [str]},
     "control?": {
         "deployment": str,
@@ -188,7 +197,9 @@ class Request:
     ``net``, ``sees``, ``teacher``, ``episodes``, ``engine`` and ``deployment`` are for environments: sizes of hidden
     layers, the part of the observation that the teacher alone sees, a trained policy, the number of test episodes
     [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy].
-    ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``.
+    ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``. ``search`` is
+    an expression with ranges, whose arguments ``trials`` trials search; ``explore`` is the largest share of the
+    trainings that only try something out.
     """
 
     data: str = "digits"
@@ -240,6 +251,9 @@ class Request:
     deployment: str | None = None
     decisions: str | None = None
     budget: str | None = None
+    search: str | None = None
+    trials: Annotated[int, Range(1, limit=10**6)] | None = None
+    explore: Annotated[float, Range(0, 1)] | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -274,9 +288,12 @@ class Request:
             "deployment",
             "decisions",
             "budget",
+            "search",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
-        unsaid |= {name for name in ("memory", "leave_out", "verify") if getattr(self, name) is None}
+        unsaid |= {
+            name for name in ("memory", "leave_out", "verify", "trials", "explore") if getattr(self, name) is None
+        }
         types = {"columns": dict(self.columns)} if self.columns else {}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}
 

@@ -60,7 +60,18 @@ PROMPTED = ("sft()", "ssd()", "sdft()", "sdpo()")  # what auto() tries, the simp
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
 
 
-_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets", "columns")
+_NETWORKS = (
+    "target",
+    "text",
+    "unlabelled",
+    "image_size",
+    "augment",
+    "init",
+    "audit_folds",
+    "targets",
+    "columns",
+    "explore",
+)
 
 
 def read_recipe(expression: str) -> Language:

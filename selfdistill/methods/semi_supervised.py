@@ -420,6 +420,7 @@ def pseudo_label(
             "pseudo": Term(CurrentStudent(), hard, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
         views=Views((View("labelled"), View("unlabelled", "unlabelled")), BudgetRatio(8.0) if ratio is None else ratio),
+        least=LeastSteps("pseudo_label", 1000),
     )
 
 

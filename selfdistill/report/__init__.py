@@ -21,6 +21,7 @@ from . import comparison_page, run_page
 __all__ = ["render", "write"]
 
 COMPARISON = "comparison.json"
+LABEL_CURVE = "label curve"  # its kind, of comparisons at several numbers of labels
 PAGE = "report.html"
 
 
@@ -53,8 +54,10 @@ def render(source: str | Path, types: TaskTypes) -> str:
         unfinished = "; finish it by the same compare command" if (path / "plan.json").exists() else ""
         raise CheckpointError(f"{path} is no run and no finished comparison{unfinished}; give the folder of one")
     try:
-        result = read_json(file, {"kind": frozenset({"comparison"})})
+        result = read_json(file, {"kind": frozenset({"comparison", LABEL_CURVE})})
         with refuse_misfits(file, "run it again"):
+            if result["kind"] == LABEL_CURVE:
+                return comparison_page.render_label_curve(result)
             return comparison_page.render(result, types)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged or foreign ({one_line(error, 80)}); run it again") from error

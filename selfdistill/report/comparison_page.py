@@ -43,6 +43,7 @@ def render(result: dict[str, Any], types: TaskTypes) -> str:
                 "Against the best control: {name}, chosen by {by}.".format_map(result["best_control"]),
             ),
         ),
+        *_benefits(result, methods, metrics),
         section("All metrics", *(_metrics(result, name) for name in metrics), paragraph(CORRECTED, "soft")),
         *_robust(result),
         section("Learning", _curves(result)),
@@ -66,6 +67,29 @@ def _length_unit(result: dict[str, Any]) -> str:
 def _plain(result: dict[str, Any]) -> str:
     """The name of the baseline row; comparisons of networks have no other than plain."""
     return str(result.get("references", {}).get("plain", "plain"))
+
+
+def render_label_curve(result: dict[str, Any]) -> str:
+    """The page of a comparison at several numbers of labels, from its JSON."""
+    metric, counts = result["metric"], result["labels"]
+    scale, unit = _scale(metric), _unit(metric)
+    series = [
+        Series(row["name"], [(n, scale * mean) for n, mean in zip(counts, row["means"], strict=True)], marked=True)
+        for row in result["rows"]
+        if row["kind"] == "method" or row["name"] in LEARNING
+    ]
+    drawing = curves(series, f"{metric} by labels", "labels", f"{metric}, {unit}", counts=True)
+    head = ("", *(f"{count} labels" for count in counts), "labels needed", "95 % interval")
+    goal = f"The goal is what {result['plain']} reaches with {counts[-1]} labels: {scale * result['goal']:.4g} {unit}."
+    lines = [[row["name"], *(f"{scale * mean:.4g}" for mean in row["means"]), *row["needed"]] for row in result["rows"]]
+    parts = [
+        *(paragraph(line, "verdict") for line in result["verdict"]),
+        paragraph(f"{goal} Labels between the counts are interpolated on the logarithm.", "soft"),
+        section("Labels needed", figure(drawing, f"{metric} on test rows, mean of the seeds."), table(head, lines)),
+        section("The comparisons", *(paragraph(f"{n} labels: labels-{n}/report.html", "soft") for n in counts)),
+        section("How it was made", code(typed(result["command"]))),
+    ]  # fmt: skip
+    return page(f"{', '.join(result['methods'])} by labels on {result['data']['name']}", parts)
 
 
 def _unit(metric: str) -> str:
@@ -123,6 +147,37 @@ def _metrics(result: dict[str, Any], metric: str) -> str:
             cells += [""] * 5
         lines.append([*cells, control_test["verdict"] if control_test else ""])
     return table(head, lines)
+
+
+SPEED = (
+    "Steps to the score that the baseline has on the validation split at its end: the median over the seeds, and an "
+    "interval of it by order statistics. A step may cost more than one of the baseline; see the cost. The gap is the "
+    "score on training rows against that on test rows; little learning has a small gap too: read it beside the scores."
+)
+
+
+def _benefits(result: dict[str, Any], methods: list[dict[str, Any]], metrics: list[str]) -> list[str]:
+    """Convergence and over-fitting: a line for each method, and a figure of each."""
+    lines = [paragraph(line) for line in result.get("benefits", [])]
+    if not lines:
+        return []
+    gaps = [
+        figure(_forest(methods, "plain", name), f"Over-fitting against {_plain(result)}: differences of the gap.")
+        for name in metrics
+        if name in ("gap", "rmse_gap")
+    ]
+    rows = [row for row in result["rows"] if row.get("convergence")]
+    speed = table(("", "steps to it", "interval", "of its steps", "seeds that reach it"), [_speed(row) for row in rows])
+    return [section("Convergence and over-fitting", *lines, speed, *gaps, paragraph(SPEED, "soft"))]
+
+
+def _speed(row: dict[str, Any]) -> list[str]:
+    """A row of the table of convergence."""
+    speed = row["convergence"]
+    low, high = ("never" if end is None else f"{end:,}" for end in speed["interval"])
+    steps, share = ("never", "") if speed["steps"] is None else (f"{speed['steps']:,}", f"{100 * speed['share']:.0f} %")
+    ends = f"{low} to {high} ({100 * speed['coverage']:.0f} %)"
+    return [row["name"], steps, ends, share, f"{speed['reached']} of {speed['seeds']}"]
 
 
 def _robust(result: dict[str, Any]) -> list[str]:

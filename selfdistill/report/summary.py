@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -177,19 +178,64 @@ def _facts(result: dict[str, Any], record: dict[str, Any], task: TaskType, time:
     ]
 
 
+def exploration(result: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run spent on trying, and on the trainings that the final model came from; None where nothing was tried.
+
+    Trying are the trials of a search, candidates that were not chosen, folds, and generations after the final one; a
+    generation counts for an equal share of its training.
+
+    >>> passes = {"forward": 10, "backward": 10, "teacher": 0}
+    >>> exploration({"passes": passes, "generations": [{}, {}, {}], "final_generation": 1, "chosen": "method"})
+    {'unit': 'passes', 'trying': 10.0, 'winner': 20.0}
+    """
+    if "passes" not in result or "generations" not in result:
+        return None
+    whole, tried = _passes(result), [one for one in result.get("auto", {}).get("tried", []) if not one["chosen"]]
+    trying = float(result.get("search", {}).get("passes", 0.0)) + math.fsum(one["passes"] for one in tried)
+    trying += _passes(result["folds"]) if result.get("folds") else 0.0
+    number = len(result["generations"])
+    if tried:
+        winner = whole - math.fsum(one["passes"] for one in tried)
+    elif result.get("chosen") == "plain" and result.get("plain", {}).get("passes"):
+        winner, trying = _passes(result["plain"]), trying + whole
+    else:
+        later = whole * (number - 1 - max(0, result["final_generation"])) / number
+        winner, trying = whole - later, trying + later
+    return {"unit": "passes", "trying": trying, "winner": winner} if trying else None
+
+
+def _passes(training: dict[str, Any]) -> float:
+    passes = training["passes"]
+    return float(passes["forward"] + 2 * passes["backward"] + passes["teacher"])
+
+
+def exploration_lines(result: dict[str, Any]) -> list[str]:
+    """The shares of trying and of the winner as a line; none where nothing was tried.
+
+    >>> exploration_lines({"exploration": {"unit": "passes", "trying": 30.0, "winner": 10.0}})
+    ['- exploration: 75 % of the passes tried something out, 25 % trained the final model']
+    """
+    spent = result.get("exploration")
+    if not spent:
+        return []
+    share = 100 * spent["trying"] / max(1e-9, spent["trying"] + spent["winner"])
+    kept = f"{100 - share:.0f} % trained the final model"
+    return [f"- exploration: {share:.0f} % of the {spent['unit']} tried something out, {kept}"]
+
+
 def budget_lines(result: dict[str, Any]) -> list[str]:
-    """The bounds of a run, what it spent, and what they cut, a line each; none without a budget.
+    """The bounds of a run, what it spent, what they cut, and the share of trying, a line each.
 
     >>> spent = {"bound": "10min", "seconds": 61.5, "passes": 20000.0, "peak_mib": 410.0, "cut": ["3 steps"]}
     >>> budget_lines({"budget": spent})
     ['- budget 10min: 61.5 s, 20,000 passes and at most 410 MiB were spent', '- cut by the budget: 3 steps']
     """
-    budget = result.get("budget")
+    budget, explored = result.get("budget"), exploration_lines(result)
     if not budget:
-        return []
+        return explored
     spent = f"{budget['seconds']:,.1f} s, {budget['passes']:,.0f} passes and at most {budget['peak_mib']:,.0f} MiB"
     cut = [f"- cut by the budget: {line}" for line in budget["cut"]] or ["- the budget cut nothing"]
-    return [f"- budget {budget['bound']}: {spent} were spent", *cut]
+    return [f"- budget {budget['bound']}: {spent} were spent", *cut, *explored]
 
 
 def _prose(line: str) -> str:

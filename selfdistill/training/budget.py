@@ -104,6 +104,23 @@ def parse_budget(text: str) -> Budget:
     return Budget(**bounds)
 
 
+def most_trials(planned: int, explore: float | None, each: int = 0) -> int:
+    """The trials of which trying takes at most a share of all trainings; at least one, and all without a share.
+
+    Args:
+        planned: how many there are.
+        explore: the share, from 0 to 1.
+        each: the trainings of a trial, where the winner is trained anew; 0 where it is one of the trials.
+
+    >>> most_trials(6, None), most_trials(6, 0.5), most_trials(6, 0.8), most_trials(6, 0.0), most_trials(20, 0.95, 5)
+    (6, 2, 5, 1, 3)
+    """
+    if explore is None or explore >= 1:
+        return planned
+    ratio = explore / (1 - explore) + 1e-9
+    return max(1, min(planned, math.floor(ratio / each if each else ratio + 1)))
+
+
 class Cost(NamedTuple):
     """Seconds and sample passes."""
 
@@ -134,6 +151,7 @@ class Meter:
         trainings: how many are still to come, the one under way included; each has a control or none.
         beside: the cost of a step of the control, which takes as many.
         follows: whether what trains now is a control, which plans no steps of its own.
+        shared: the name under which the steps of all trainings are planned, where they are to be the same.
         highest: the peak memory, in bytes, when it was last looked at.
         alike: whether each of its generations takes the steps of the method's.
 
@@ -145,6 +163,7 @@ class Meter:
     def __init__(self, text: str, folder: Path | None = None, tell: Callable[[str], None] = print) -> None:
         self.budget, self.text, self.folder, self.tell = parse_budget(text), text, folder, tell
         self.trainings, self.beside, self.follows, self.alike, self._method = 1, Cost(), False, False, ""
+        self.shared = ""
         self.steps: dict[str, int] = {}
         self.until: dict[str, Cost] = {}
         self.cuts: list[str] = []
@@ -230,7 +249,7 @@ class Meter:
             share = 1 if self.follows else max(1, self.trainings)
             self.until[key] = Cost(*(a + b / share for a, b in zip(self.spent, self.left(), strict=True)))
         self.write()
-        name = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(method)).encode()).hexdigest()[:12]
+        name = self.shared or hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(method)).encode()).hexdigest()[:12]
         if self.follows:
             return Allowance(self, key, self._method if self.alike else f"{name} follows", self.until[key], Cost())
         self.trainings, self._method = self.trainings - 1, name

@@ -24,7 +24,7 @@ from ..core.regression import for_task
 from ..core.step import Passes
 from ..data.dataset import Data
 from ..errors import DataError
-from ..evaluation.audit import Audit, Decision
+from ..evaluation.audit import Audit, Decision, measure_for
 from ..evaluation.predict import losses as row_losses
 from ..methods.controls import plain
 from ..methods.validate import check_method
@@ -167,6 +167,31 @@ def crossfit(
     passes = sum((r.passes for r in results), Passes())
     steps, seconds = sum(r.steps for r in results), sum(r.seconds for r in results)
     return CrossFit(generations, plain_wins, decisions, len(ids), passes, steps, seconds)
+
+
+def train_without_fold(
+    build: Callable[..., nn.Module], data: Data, method: Method, fold: int, folds: int, out: Path, **settings: Any
+) -> tuple[float, Result]:
+    """Train on all labelled rows but those of one fold: the mean loss on these, and the training.
+
+    Args:
+        build, data, method, out: as of `crossfit`.
+        fold: the one that is left out, of ``folds``; the same for equal seeds, whatever the method.
+        settings: arguments of `fit`.
+
+    Raises:
+        DataError: fewer than two folds or rows of a class, or data that lack what the method needs.
+    """
+    pooled = all_labels(data)
+    ids, y = pooled.labelled, pooled.y[pooled.labelled]
+    labels = y if data.task == "classify" else torch.zeros_like(y)
+    groups = None if data.groups is None else data.groups[ids]
+    places = parts(labels, folds, int(settings.get("seed", 0)), data.classes, groups)
+    remainder = replace(pooled, labelled=ids[places != fold], audit=ids[places == fold])
+    result = fit(build, remainder, method, out=out, **{**settings, "audit": "off"})
+    measure = measure_for(data.task, settings.get("audit_measure"))
+    losses = _held_out_losses(result, result.generations[-1].weights, remainder, measure)
+    return math.fsum(losses) / len(losses), result
 
 
 def _choice(generations: int, plainly: bool, folds: int) -> str:

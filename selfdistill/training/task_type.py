@@ -35,6 +35,17 @@ class Listeners:
         return lambda line: self.warn(f"{name}: {line}")
 
 
+class HeldOut(NamedTuple):
+    """The mean loss on rows that a training left out, and what the training took."""
+
+    loss: float
+    passes: float
+    seconds: float
+
+
+FoldTrial = Callable[[int], HeldOut | None]  # trains without a fold of this number; None where there is none
+
+
 class Described(Protocol):
     """Data with a description."""
 
@@ -120,6 +131,7 @@ class TaskType(Protocol):
     equal_steps: bool = True  # whether it takes as many steps as the method
     audited: bool = True  # whether an audit accepts generations
     unit: str = "rows"  # what the test split has
+    searched: bool = False  # whether arguments of its recipes can be searched on folds
 
     def design(self) -> type[ComparisonDesign]:
         """How it is compared."""
@@ -144,6 +156,16 @@ class TaskType(Protocol):
         Raises:
             DataError, RecipeError: the request cannot be met.
         """
+
+    def trial(
+        self, request: Request, folds: int, folder: Path, listeners: Listeners
+    ) -> Callable[[int], HeldOut | None]:
+        """The training on all labelled rows but those of a fold, as a function of the fold.
+
+        Raises:
+            DataError: the task type has no folds.
+        """
+        raise DataError(f"--search is for networks and for learners on tables, not for {self.learner}; give --method")
 
     def default_recipe(self, request: Request) -> str:
         """The expression of the recipe that a request without a method is trained with."""

@@ -26,11 +26,11 @@ from ...errors import CheckpointError, DataError, RecipeError, SelfdistillError,
 from ...evaluation.statistics import fewest_seeds, reachable
 from ...io import trust
 from ...io.expressions import Range, one_line
-from ...io.files import FORMAT, check_format, cores, refuse_links, sweep
+from ...io.files import FORMAT, check_format, cores, is_temporary, refuse_links, sweep
 from ...io.run_record import Request, versions
 from ...io.schema import find_fault, read_json, refuse_misfits
 from ...io.tensors import write_json
-from ...report import COMPARISON, PAGE, surviving
+from ...report import COMPARISON, LABEL_CURVE, PAGE, surviving
 from ...report import write as write_report
 from ...training import threads
 from ...training.budget import FILE, MARGIN, Cost, Meter, Peak, parse_budget
@@ -38,7 +38,7 @@ from ...training.comparison import ComparisonDesign, ComparisonSettings, Job, ch
 from ..folder import Folder, locked
 from ..processes import run_jobs
 from ..task_types import TASK_TYPES
-from .verdicts import judge
+from .verdicts import judge, label_curve
 
 Tell = Callable[[str], None]
 
@@ -125,6 +125,8 @@ class Comparison:
         check(settings)
         if request.budget is not None:
             parse_budget(request.budget)
+        if request.search is not None or request.trials is not None:
+            raise DataError("a comparison searches nothing; search by `selfdistill run`, and compare what it chooses")
         design = design_for(request, settings.methods)
         request = design.shared(request, settings)
         default = Path("runs") / f"compare-{replace(request, method=' '.join(settings.methods)).name()}"
@@ -428,6 +430,64 @@ def _unit(match: str) -> str:
 
 def _short(value: Any) -> str:
     return one_line(repr(value), 60)
+
+
+def label_curve_folder(request: Request, settings: ComparisonSettings, out: str | Path | None) -> Path:
+    """The folder of a comparison at several numbers of labels."""
+    name = replace(request, method=" ".join(settings.methods)).name()
+    return Path(out) if out is not None else Path("runs") / f"label-curve-{name}"
+
+
+def compare_labels(
+    request: Request,
+    settings: ComparisonSettings,
+    labels: Sequence[int],
+    out: str | Path | None = None,
+    tell: Tell = lambda line: None,
+) -> dict[str, Any]:
+    """The same comparison at several numbers of labels, each in a folder of its own.
+
+    Args:
+        request: as of `compare`; its number of labels is not used.
+        settings: methods and seeds of each.
+        labels: the numbers.
+        out: the folder of them all; the same call there goes on with what was cut.
+        tell: as of `compare`.
+
+    Returns:
+        What ``comparison.json`` holds: the labels that each row needs, as of `verdicts.label_curve`.
+
+    Raises:
+        DataError: the numbers or the data allow no such comparison, or the folder holds something else.
+    """
+    counts = sorted(set(labels))
+    if len(counts) < 2 or len(counts) < len(labels) or counts[0] < 1:
+        raise DataError(f"a label curve has two numbers of labels or more, each once, such as 25,50,100; not {labels}")
+    for name, given in (("labels", request.labels), ("budget", request.budget)):
+        if given is not None:
+            raise DataError(
+                f"--{name} has no meaning beside --label-curve, which is of several comparisons; leave it out"
+            )
+    folder = label_curve_folder(request, settings, out)
+    own = {COMPARISON, PAGE}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not (path.name in own or path.name.startswith("labels-") or is_temporary(path)):
+            raise DataError(f"{folder} exists and is no label curve of selfdistill; give another --out")
+    parts = {n: Comparison.create(replace(request, labels=n), settings, folder / f"labels-{n}") for n in counts}
+    for part in (parts[counts[-1]], parts[counts[0]]):  # the hardest ones, before anything is trained
+        part.design.load(part.request, settings)
+
+    def execute(count: int) -> dict[str, Any]:
+        return parts[count].execute(lambda line: tell(f"{count} labels: {line}"))
+
+    results = {count: execute(count) for count in counts}
+    last = results[counts[-1]]
+    shared = {key: last[key] for key in ("format", "command", "versions", "data", "task", "model", "level")}
+    result = {**shared, "kind": LABEL_CURVE, "methods": list(settings.methods), **label_curve(results)}
+    write_json(folder / COMPARISON, result)
+    with surviving(f"{folder / PAGE} was not drawn", f"`selfdistill report {folder}` draws it again", tell):
+        write_report(folder, TASK_TYPES)
+    return result
 
 
 MOST_SEEDS = 1000

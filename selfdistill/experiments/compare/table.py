@@ -58,7 +58,22 @@ def show(result: dict[str, Any]) -> None:
     if "return" not in result["metrics"]:  # each seed of a policy has test episodes of its own
         console.print(SAME_ROWS, highlight=False)
     bounds = [line.removeprefix("- ") for line in budget_lines({"budget": result.get("bound")})]
-    for line in (*result["reachable"], *result["verdict"], *result["trouble"], *bounds):
+    for line in (*result["reachable"], *result["verdict"], *result.get("benefits", []), *result["trouble"], *bounds):
+        console.print(printable(line), highlight=False)
+
+
+def show_label_curve(result: dict[str, Any]) -> None:
+    """Print the score of each row at each number of labels, and the labels that it needs."""
+    console, scale = Console(markup=False, emoji=False), 100 if result["metric"] in POINTS else 1
+    title = f"{printable(result['data']['name'])}, {result['metric']} by labels, {len(result['seeds'])} seeds"
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", min_width=10, overflow="fold")
+    for name in (*map(str, result["labels"]), "labels needed", "95 %"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        table.add_row(Text(printable(row["name"])), *(f"{scale * mean:.4g}" for mean in row["means"]), *row["needed"])
+    console.print(table)
+    for line in result["verdict"]:
         console.print(printable(line), highlight=False)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from ...errors import DataError
 from ...evaluation.metrics import AUDITED, METRICS, POINTS
 from ...evaluation.statistics import (
+    FEWEST,
+    amount_reached,
     compare_paired,
     interquartile_mean,
     interval,
@@ -79,6 +81,7 @@ def judge(
             for row in rows[: len(methods)]
             for metric in [next(iter(row["metrics"])), *(name for name in row["metrics"] if name == "kept")]
         ],
+        "benefits": [line for row in rows[: len(methods)] if (line := benefits(row, rows, plain))],
     }
 
 
@@ -137,6 +140,7 @@ def _row(name: str, cells: Cells, plain: str, metrics: Sequence[str], against: d
         "passes": {k: statistics.fmean(r["passes"].get(k, 0) for r in records) for k in records[0]["passes"]},
         "ensemble_gain_retained": None,
         "steps_to_plain": converged(cells, name, plain),
+        "convergence": convergence(cells, name, plain),
         "curve": _curve(records),
         "decisions": [r["decisions"] for r in records] if records[0]["decisions"] else None,
         "final_generations": [r["final_generation"] for r in records] if "final_generation" in records[0] else None,
@@ -237,14 +241,53 @@ def converged(cells: Cells, name: str, plain: str = PLAIN) -> int | None:
     nothing is trained in steps."""
     if not all(usual["curve"] for usual in cells[plain].values()):
         return None
-    found = [
+    median = statistics.median_high(_steps_to_plain(cells, name, plain))
+    return None if math.isinf(median) else round(median)
+
+
+def _steps_to_plain(cells: Cells, name: str, plain: str) -> list[float]:
+    """The steps to plain's last audit score on each seed; infinite where it is never reached."""
+    return [
         steps_to(
             cells[name][seed]["curve"], usual["curve"][-1]["score"], bool({"accuracy", "return"} & set(usual["audit"]))
         )
         for seed, usual in cells[plain].items()
     ]
-    median = statistics.median_high(found)
-    return None if math.isinf(median) else round(median)
+
+
+def convergence(cells: Cells, name: str, plain: str = PLAIN) -> dict[str, Any] | None:
+    """How fast a row reaches plain's last audit score; None where nothing is trained in steps.
+
+    Returns:
+        ``steps``: the median over seeds, None where most never reach it; ``interval``: of the median, by order
+        statistics, its end None where seeds never reach it; ``coverage`` of the interval; ``reached``: on how many
+        seeds; ``share``: of the row's own steps.
+    """
+    if not all(usual["curve"] for usual in cells[plain].values()):
+        return None
+    steps = sorted(_steps_to_plain(cells, name, plain))
+    depth, coverage = median_depth(len(steps))
+    low, median, high = (
+        None if math.isinf(value) else round(value)
+        for value in (steps[depth - 1], statistics.median_high(steps), steps[-depth])
+    )
+    whole = statistics.median(record["curve"][-1]["step"] for record in cells[name].values())
+    return {
+        "steps": median, "interval": [low, high], "coverage": coverage, "seeds": len(steps),
+        "reached": sum(map(math.isfinite, steps)), "share": None if median is None else median / whole,
+    }  # fmt: skip
+
+
+def median_depth(count: int, level: float = 0.95) -> tuple[int, float]:
+    """Which smallest and largest value bound the median, counted from the ends, and with what probability they do.
+
+    >>> median_depth(6), median_depth(5)
+    ((1, 0.96875), (1, 0.9375))
+    """
+    tails = [2 * sum(math.comb(count, k) for k in range(depth)) / 2**count for depth in range(1, count // 2 + 1)]
+    fitting = [depth for depth, tail in enumerate(tails, 1) if 1 - tail >= level]
+    depth = max(fitting, default=1)
+    return depth, 1 - tails[depth - 1]
 
 
 def _sentence(
@@ -263,6 +306,87 @@ def _sentence(
     caveat = "" if able else " With so few seeds every verdict is a tie, whatever the difference."
     what = TOLD.get(metric, metric)
     return f"{row['name']}: in {what}, {'; '.join(said)} (Holm over the methods, level {level:g}).{caveat}"
+
+
+def label_curve(parts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """The labels that each row needs for the score that plain has with the most labels, from comparisons by labels.
+
+    Raises:
+        DataError: they have fewer than three seeds in common.
+    """
+    counts = sorted(parts)
+    last = parts[counts[-1]]
+    metric, plain = next(iter(last["metrics"])), last["references"][PLAIN]
+    higher = last["metrics"][metric]["higher_is_better"]
+    seeds = sorted(set.intersection(*(set(part["seeds"]) for part in parts.values())))
+    if len(seeds) < FEWEST:
+        raise DataError(
+            f"the comparisons have {len(seeds)} seeds in common, too few for a verdict; give a larger --budget"
+        )
+
+    def scores(name: str, count: int) -> list[float] | None:
+        row = next((row for row in parts[count]["rows"] if row["name"] == name), None)
+        return row and [row["metrics"][metric]["values"][parts[count]["seeds"].index(seed)] for seed in seeds]
+
+    goals, sign, rows = scores(plain, counts[-1]) or [], 1 if higher else -1, list[dict[str, Any]]()
+    for row in last["rows"]:
+        curves = [scores(row["name"], count) for count in counts]
+        if None in curves:  # an ensemble of another size
+            continue
+        by_seed = [[sign * score for score in seed] for seed in zip(*(curve or [] for curve in curves), strict=True)]
+        reach = amount_reached(counts, by_seed, [sign * goal for goal in goals])
+        ends = [_labels(reach.low, counts), _labels(reach.high, counts)]
+        rows.append({
+            "name": row["name"], "kind": row["kind"], "means": [statistics.fmean(curve or []) for curve in curves],
+            "labels": [None if math.isinf(value) else value for value in reach],
+            "needed": [_labels(reach.amount, counts), ends[0] if ends[0] == ends[1] else " to ".join(ends)],
+        })  # fmt: skip
+    goal = statistics.fmean(goals)
+    shown = f"{100 * goal:.1f} %" if metric in POINTS else f"{goal:.4g}"
+    return {
+        "metric": metric, "labels": counts, "plain": plain, "goal": goal, "seeds": seeds, "rows": rows,
+        "verdict": [
+            f"{row['name']}: for the {metric} of {plain} with {counts[-1]} labels ({shown}) it needs "
+            f"{row['needed'][0]} labels [{row['needed'][1]}]."
+            for row in rows
+            if row["kind"] == "method"
+        ],
+    }  # fmt: skip
+
+
+def _labels(amount: float, counts: Sequence[int]) -> str:
+    """A number of labels in words, which the counts bound."""
+    if math.isinf(amount):
+        return f"more than {counts[-1]}"
+    return f"at most {counts[0]}" if amount <= counts[0] else f"{amount:.0f}"
+
+
+GAPS = {"gap": "training minus test accuracy", "rmse_gap": "test minus training RMSE"}
+
+
+def benefits(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], plain: str) -> str:
+    """Speed and over-fitting of a method in words, beside those of plain; empty where neither was measured."""
+    usual, said = next(other for other in rows if other["name"] == plain), list[str]()
+    if (speed := row.get("convergence")) is not None:
+        own = _speed(usual["convergence"])
+        said.append(f"it reaches {plain}'s final validation score {_speed(speed)}; {plain} itself {own}")
+    for metric in GAPS.keys() & row["metrics"].keys():
+        scale, unit, digits = (100, " points", ".1f") if metric in POINTS else (1, "", ".3g")
+        shown, other = (format(scale * one["metrics"][metric]["mean"], digits) for one in (row, usual))
+        found = row["against"][PLAIN][metric]
+        ends = ", ".join(format(scale * end, f"+{digits}") for end in found["interval"])
+        said.append(
+            f"{GAPS[metric]} is {shown}{unit}, of {plain} {other}, difference "
+            f"{format(scale * found['difference'], f'+{digits}')} [{ends}]"
+        )
+    return f"{row['name']}: {'; '.join(said)}." if said else ""
+
+
+def _speed(speed: Mapping[str, Any]) -> str:
+    if speed["steps"] is None:
+        return f"on {speed['reached']} of {speed['seeds']} seeds only"
+    low, high = (f"{end:,}" if end is not None else "never" for end in speed["interval"])
+    return f"after {speed['steps']:,} steps [{low}, {high}], {100 * speed['share']:.0f} % of its own"
 
 
 def _untaught(row: Mapping[str, Any], before: bool) -> str:

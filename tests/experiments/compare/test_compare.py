@@ -310,3 +310,44 @@ def test_words_that_name_what_is_matched_and_bounds_go_together(tmp_path: Path) 
     assert "bounds nothing" in refused("compare", *FLAGS, *flags, "--budget", "steps", "--budget", "0s")
     assert "--match is one of" in refused("compare", *FLAGS, *flags, "--match", "passes", "--budget", "seconds")
     assert "no known unit" in refused("compare", *FLAGS, *flags, "--budget", "money")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--label-curve 50", ["two numbers of labels"]),
+        ("--label-curve 50,50", ["each once"]),
+        ("--label-curve 50,many", ["'50,many'", "25,50,100,200"]),
+        ("--label-curve 5,50", ["5 labels for 10 classes"]),
+        ("--label-curve 50,5000", ["5000", "1097"]),
+        ("--label-curve 50,100 --labels 9", ["--labels", "leave it out"]),
+        ("--label-curve 50,100 --budget 1h", ["--budget", "leave it out"]),
+    ],
+)
+def test_a_label_curve_that_cannot_be_is_refused_before_any_training(
+    options: str, words: list[str], tmp_path: Path
+) -> None:
+    line = refused(
+        "compare",
+        "digits",
+        "--methods",
+        "elr()",
+        "--seeds",
+        "3",
+        "--steps",
+        "2",
+        "--out",
+        tmp_path / "c",
+        *options.split(),
+    )
+    for word in words:
+        assert word in line
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_label_curve_is_not_mixed_with_other_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    line = refused(
+        "compare", "digits", "--methods", "elr()", "--seeds", "3", "--label-curve", "50,100", "--out", tmp_path
+    )
+    assert "no label curve" in line

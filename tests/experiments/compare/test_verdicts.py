@@ -12,7 +12,8 @@ from scipy import stats
 
 from selfdistill.errors import DataError
 from selfdistill.experiments.compare import judge
-from selfdistill.experiments.compare.verdicts import pooled, ratio, steps_to
+from selfdistill.experiments.compare.verdicts import label_curve, median_depth, pooled, ratio, steps_to
+from selfdistill.report.comparison_page import render_label_curve
 
 PLAIN = [0.80, 0.82, 0.81, 0.79, 0.80, 0.83, 0.81, 0.80]
 GOOD = [x + d for x, d in zip(PLAIN, [0.01, 0.02, 0.03, 0.01, 0.02, 0.03, 0.02, 0.01], strict=True)]
@@ -134,3 +135,92 @@ def test_unequal_or_few_seeds_are_refused() -> None:
     few = {name: {s: found[s] for s in (0, 1)} for name, found in cells().items()}
     with pytest.raises(DataError, match="2 seeds allow no verdict"):
         judge(few, ["good()", "same()"])
+
+
+def test_steps_to_plains_score_have_an_interval() -> None:
+    """Order statistics of made curves: two of eight seeds never reach it, and the upper end says so."""
+    made = cells()
+    for seed, one in made["good()"].items():
+        one["curve"] = [{"step": s, "score": float(seed > 1 and s >= 4 + seed), "generation": 0} for s in range(1, 21)]
+    result = judge(made, ["good()", "same()"])
+    found = row(result, "good()")["convergence"]
+    assert found["reached"] == 6
+    assert found["steps"] == sorted([6, 7, 8, 9, 10, 11, math.inf, math.inf])[4] == 10
+    assert found["interval"] == [6, None]
+    assert found["coverage"] == pytest.approx(1 - 2 / 2**8)
+    assert found["share"] == 0.5
+    words = "good(): it reaches plain's final validation score after 10 steps [6, never], 50 % of its own; plain itself"
+    assert any(words in line for line in result["benefits"])
+    for one in made["good()"].values():
+        one["curve"] = []
+    made["plain"][0]["curve"] = []
+    assert row(judge(made, ["good()"]), "good()")["convergence"] is None
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    for count in range(3, 40):
+        depth, coverage = median_depth(count)
+        assert coverage == pytest.approx(
+            stats.binom.cdf(count - depth, count, 0.5) - stats.binom.cdf(depth - 1, count, 0.5)
+        )
+        assert coverage >= 0.95 or depth == 1
+
+
+def test_the_gap_is_told_beside_that_of_plain() -> None:
+    made = cells()
+    for name, records in made.items():
+        for seed, one in records.items():
+            one["metrics"]["gap"] = 0.2 - 0.01 * seed * (name == "good()") - 0.05 * (name == "good()")
+    result = judge(made, ["good()", "same()"])
+    assert row(result, "good()")["against"]["plain"]["gap"]["verdict"] == "BEATS"  # a smaller gap is better
+    assert any("training minus test accuracy is 11.5 points, of plain 20.0" in line for line in result["benefits"])
+    assert not any("good(): in gap" in line for line in result["verdict"])
+
+
+def by_labels(scores: dict[str, list[float]]) -> dict[int, dict[str, Any]]:
+    """Comparisons at 10, 20 and 40 labels: each row's score at each, the same for eight seeds up to a shift."""
+    parts = {}
+    for place, count in enumerate((10, 20, 40)):
+        made = {name: {s: record(values[place] + 0.001 * s, 0.5) for s in range(8)} for name, values in scores.items()}
+        parts[count] = {**judge(made, [name for name in scores if "(" in name]), "seeds": list(range(8))}
+    return parts
+
+
+def test_labels_needed_are_interpolated_and_bounded_by_the_counts() -> None:
+    """Half-way in score between 10 and 20 labels is 10 sqrt 2 of them; what is never or always reached is said so."""
+    scores = {
+        "half()": [0.5, 0.7, 0.8],
+        "never()": [0.1, 0.2, 0.3],
+        "first()": [0.9, 0.9, 0.9],
+        "plain": [0.2, 0.4, 0.6],
+    }
+    found = label_curve(by_labels(scores))
+    rows = {one["name"]: one for one in found["rows"]}
+    assert found["goal"] == pytest.approx(0.6035)
+    assert rows["half()"]["labels"] == pytest.approx([10 * 2**0.5] * 3)
+    assert rows["half()"]["needed"] == ["14", "14"]
+    assert rows["never()"]["labels"] == [None] * 3
+    assert rows["never()"]["needed"][0] == "more than 40"
+    assert rows["first()"]["needed"][0] == "at most 10"
+    assert rows["plain"]["needed"][0] == "40"
+    assert found["verdict"][0].startswith(
+        "half(): for the accuracy of plain with 40 labels (60.3 %) it needs 14 labels [14"
+    )
+    assert len(found["verdict"]) == 3
+    shown = render_label_curve(
+        {**found, "methods": ["half()"], "data": {"name": "<digits>"}, "command": ["selfdistill"]}
+    )
+    for words in ("more than 40", "&lt;digits&gt;", "<svg", "labels-20/report.html"):
+        assert words in shown
+
+
+def test_seeds_that_a_budget_left_out_are_left_out_of_the_curve() -> None:
+    parts = by_labels({"half()": [0.5, 0.7, 0.8], "plain": [0.2, 0.4, 0.6]})
+    for one in parts[20]["rows"]:
+        for spread in one["metrics"].values():
+            spread["values"] = spread["values"][:5]
+    parts[20]["seeds"] = list(range(5))
+    assert label_curve(parts)["seeds"] == [0, 1, 2, 3, 4]
+    parts[20]["seeds"] = [0, 1]
+    with pytest.raises(DataError, match="2 seeds in common"):
+        label_curve(parts)
