@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.stats import ttest_1samp
 from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 
@@ -28,7 +29,7 @@ from selfdistill.estimators import AutoClassifier, AutoRegressor, save
 from selfdistill.estimators.base_learners import ALONE, learner
 from selfdistill.estimators.wrappers import seeded_clone
 from selfdistill.evaluation.predict import halfwidth
-from selfdistill.evaluation.statistics import holm, interval, sign_flip
+from selfdistill.evaluation.statistics import holm, interval
 
 from .public_tables import TABLES
 
@@ -147,11 +148,12 @@ def picked(
 def significant(
     records: list[dict[str, Any]], one: str, other: str, level: float = 0.05
 ) -> tuple[list[str], list[str]]:
-    """The tables on which one arm has a lower, and a higher error than the other: sign flips over seeds, Holm."""
+    """The tables on which one arm has a lower, and a higher error than the other: paired t-tests over seeds, Holm."""
     tables: dict[str, list[float]] = {}
     for r in records:
         tables.setdefault(r["table"], []).append(r["errors"][one] - r["errors"][other])
-    corrected = holm({name: sign_flip(values) for name, values in tables.items()})
+    p = {n: 1.0 if np.ptp(v) == 0 else float(ttest_1samp(v, 0.0).pvalue) for n, v in tables.items()}
+    corrected = holm(p)
     hits = [name for name in tables if corrected[name] <= level]
     return [n for n in hits if statistics.fmean(tables[n]) < 0], [n for n in hits if statistics.fmean(tables[n]) > 0]
 

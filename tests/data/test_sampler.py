@@ -325,8 +325,8 @@ def test_the_ratio_follows_the_steps_of_the_run():
     """By steps, by epochs (whose number of steps it decides), and of a run that says neither."""
     data, views = Few(32, 4000), weak_strong()
 
-    def beside(**length: int) -> int:
-        return len(Sampler(data, views, 16, seed=0, **length).sample(0, 0)["unlabelled"].ids)
+    def beside(steps: int | None = None, epochs: int | None = None) -> int:
+        return len(Sampler(data, views, 16, seed=0, steps=steps, epochs=epochs).sample(0, 0)["unlabelled"].ids)
 
     assert [beside(steps=n) for n in (100, 2000, 2**20)] == [31, 47, 112]
     assert beside() == beside(steps=2000)

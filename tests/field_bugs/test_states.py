@@ -55,6 +55,7 @@ class WeightsOnly(Ema):
 
     def update(self, state: nn.Module, steps: Any, term: BaseTerm) -> None:
         teacher, student = cast(FrozenCopy, state).module, steps[0].owner
+        assert isinstance(self.decay, float)
         for mine, now in zip(teacher.parameters(), student.parameters(), strict=True):
             mine.lerp_(now, 1.0 - self.decay)
 
@@ -65,6 +66,7 @@ class AllAlike(Ema):
 
     def update(self, state: nn.Module, steps: Any, term: BaseTerm) -> None:
         teacher, student = cast(FrozenCopy, state).module.state_dict(), steps[0].owner.state_dict()
+        assert isinstance(self.decay, float)
         for name, mine in teacher.items():
             mine.copy_(self.decay * mine + (0 if name.endswith("tracked") else 1.0 - self.decay) * student[name])
 

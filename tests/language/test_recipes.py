@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from selfdistill.core.parts import Term
+from selfdistill.core.parts import Term, value_at
+from selfdistill.core.step import TrainingClock
 from selfdistill.errors import DataError, RecipeError
 from selfdistill.gates.tokens import AfterTokens, HighEntropy, ImportanceWeight, Product
 from selfdistill.language import recipes
@@ -98,7 +99,7 @@ def plain(method: Language) -> dict[str, Any]:
         found |= {
             "teacher": named(teacher),
             "divergence": named(loss.divergence),
-            "rate": round(1 - teacher.decay, 12) if isinstance(teacher, Ema) else None,
+            "rate": round(1 - value_at(teacher.decay, TrainingClock()), 12) if isinstance(teacher, Ema) else None,
             "skip": sum(g.first for g in gates if isinstance(g, AfterTokens)),
             "entries": getattr(loss.divergence, "clip", None),
             "beta": getattr(loss.divergence, "beta", None),
