@@ -15,6 +15,7 @@ from typing import Any
 from ..core.step import TrainingClock
 from ..errors import DataError, RecipeError
 from ..io.run_record import Request, read_lines
+from ..methods.registry import is_auto
 from ..training.comparison import ComparisonDesign, ComparisonSettings, Job, ignore
 from ..training.task_type import Listeners
 from .recipes import CONTINUED, MATCHED, RESTARTED, PolicyMethod
@@ -97,6 +98,11 @@ class PolicyDesign(ComparisonDesign):
         """Equal environment steps are the budget of every comparison of policies."""
         if settings.match != "steps":
             raise DataError("--match of policies is steps, those of the environment; leave it out")
+        if any(map(is_auto, settings.methods)):
+            raise RecipeError(
+                "auto() takes the environment steps of several policies, and all rows have equal ones here; give its "
+                "candidates as --methods"
+            )
         wrong = [name for name in settings.methods if name in ABOUT]
         if wrong:
             raise RecipeError(f"{wrong[0]} is a control and stands in every comparison; leave it out of --methods")

@@ -29,6 +29,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from .. import rng
+from ..core.step import Passes
 from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError
 from ..evaluation.statistics import compare_paired, two_sided_t
 from ..io import trust
@@ -36,8 +37,11 @@ from ..io.expressions import expression_name, one_line
 from ..io.files import csv_text, remove_unfinished
 from ..io.run_record import Request, read_record
 from ..io.tensors import canonical
+from ..methods.prior import read_auto
+from ..methods.registry import is_auto
 from ..training import budget
 from ..training.fit import choose_device
+from ..training.shortlist import Trial, candidate_folder, foreword, refuse_budget, try_each
 from ..training.task_type import Listeners
 from .actors import Actor, SelectedColumns
 from .environments import Environment, replays
@@ -49,6 +53,8 @@ from .teachers import read_teacher, teacher_path
 from .training import Arm, Place, Trained, train
 
 STEPS = 100_000  # of the environment, where none are asked for
+ALONE = ("self_imitation()", "policy_peers()", "born_again_policy()")  # what auto() tries, beside a restart
+TAUGHT, SEEING = ("kickstart()", "policy_distillation()"), ("privileged()",)  # with a teacher; with a better view
 TEACHER_ROW = "its teacher"  # the row of one that was trained for the run
 AUDITED = 100  # episodes of an audit, where no number is given
 SHOWN = 6  # pictures of the strip
@@ -139,15 +145,20 @@ class ControlRun:
         """How the policy is tested: as it will be deployed."""
         return Player(self.arm.environment, self.request.seed, self.request.deployment != "sampled")
 
-    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
-        """Train teacher, method and controls, from wherever they were cut; then play the test episodes, once."""
+    def train(self, folder: Path, listeners: Listeners, below: str = "") -> dict[str, Any]:
+        """Train teacher, method and controls, from wherever they were cut; then play the test episodes, once.
+
+        ``below`` is the folder of the method's training, below that of the run, where it is another one.
+        """
         self._fit_into_budget()
-        own, lineage, teacher = self.train_policy(folder, listeners)
+        own, lineage, teacher = self.train_policy(folder / below, listeners)
+        own = own._replace(folder=str(Path(below, own.folder)))
         product, outcomes = lineage.product, [own]
         if self.request.control and self.method.method is not None:
             outcomes += self._controls(folder, lineage.updates, own.teacher_steps, listeners)
         if teacher is not None:
-            outcomes.append(Outcome(TEACHER_ROW, "teacher", teacher.policy, teacher.steps, teacher.updates))
+            trained = str(Path(below, "teacher"))
+            outcomes.append(Outcome(TEACHER_ROW, trained, teacher.policy, teacher.steps, teacher.updates))
         listeners.tell(f"the test episodes are played by {len(outcomes)} policies")
         tests = play_test(self.player, [one.policy for one in outcomes], self.request.episodes)
         if cut := sum(test.cut for test in tests):
@@ -303,6 +314,50 @@ class ControlRun:
         }
 
 
+@dataclass
+class AutoControlRun(ControlRun):
+    """A run that trains a policy by each of several recipes; paired audit episodes choose one."""
+
+    candidates: Sequence[ControlRun] = ()
+
+    def train(self, folder: Path, listeners: Listeners, below: str = "") -> dict[str, Any]:
+        """Every candidate from wherever it was cut; then the chosen one is the method of the run."""
+        names, episodes = [one.expression for one in self.candidates], self.request.episodes or AUDITED
+
+        def train_candidate(number: int) -> tuple[list[Trial], int]:
+            one, title = self.candidates[number], f"candidate {number + 1} of {len(names)}: "
+            told = replace(listeners, progress=lambda name: listeners.progress(title + name))
+            own, lineage, _ = one.train_policy(folder / candidate_folder(number, names[number]), told)
+            returns = one.player.play(own.policy, "audit", episodes).returns
+            steps = own.steps + (own.teacher_steps or 0)
+            return [Trial(names[number], (-returns).tolist(), steps, Passes(forward=steps), lineage.seconds)], number
+
+        choice = try_each(names, train_candidate, names.index, listeners.tell)
+        number = choice.kept[choice.chosen]
+        result = self.candidates[number].train(folder, listeners, candidate_folder(number, names[number]))
+        return {**result, "auto": choice.to_json("return")}
+
+
+def shortlisted(request: Request) -> AutoControlRun:
+    """The run of ``auto()``: a restart, and the recipes that the request has a teacher for; else those without one."""
+    refuse_budget(request.budget)
+    taught = TAUGHT if request.teacher is not None else SEEING if request.sees is not None else ALONE
+    most = read_auto(request.method or "auto()").most
+    runs = [_candidate(request, expression) for expression in (RESTARTED, *taught)[:most]]
+    names = [one.expression for one in runs]
+    chooses = f"the mean return of {request.episodes or AUDITED} audit episodes, the same for all"
+    lines = foreword(names, f"of {runs[0].arm.steps:,} environment steps each", chooses)
+    note = "\n".join([*filter(None, [runs[0].note]), *lines])
+    return AutoControlRun(
+        **{**vars(runs[0]), "request": request, "expression": "auto()", "note": note}, candidates=runs
+    )
+
+
+def _candidate(request: Request, expression: str) -> ControlRun:
+    """The run of a recipe; a restart has no teacher."""
+    return prepare(replace(request, method=expression, teacher=None if expression == RESTARTED else request.teacher))
+
+
 def shapes(policy: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of a policy's weights by name."""
     return {name: tuple(value.shape) for name, value in policy.state_dict().items()}
@@ -352,6 +407,8 @@ def prepare(request: Request) -> ControlRun:
         DataError: there is no such environment, it is not served, or an option means nothing for one.
         RecipeError: there is no such recipe, or it has no teacher.
     """
+    if is_auto(request.method):
+        return shortlisted(request)
     refuse_other_options(request)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DataError("a policy is trained by one process; start it without torchrun")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, DataError, RecipeError
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import ENVIRONMENT, SCRIPT, Lines, Request, read_lines
+from ..methods.registry import AUTO, is_auto
 from ..training.comparison import ComparisonDesign
 from ..training.task_type import Answers, Cost, Rows, TaskType, refuse_example
 from . import recipes
@@ -82,8 +83,8 @@ class ControlTaskType(TaskType):
         from .run import prepare
 
         name = None if request.method is None else expression_name(request.method)
-        if name is not None and name not in recipes.RECIPES:
-            close = nearest(name, recipes.RECIPES)
+        if name is not None and name not in (AUTO, *recipes.RECIPES):
+            close = nearest(name, [AUTO, *recipes.RECIPES])
             raise RecipeError(
                 f"{name}() is no recipe for policies; {f'nearest: {close}' if close else ', '.join(recipes.RECIPES)}"
             )
@@ -94,7 +95,8 @@ class ControlTaskType(TaskType):
         require_packages()
         from .environments import Environment
 
-        own = None if request.method is None else recipes.read_recipe(request.method).sees
+        named = request.method is not None and not is_auto(request.method)
+        own = recipes.read_recipe(str(request.method)).sees if named else None
         return [*Environment.of(request.data, request.sees).code(), *Environment.of(request.data, own).code()]
 
     def card(self, name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Decisions on labels: one CSV file that commands propose, a person fills in, and `run --labels FILE` trains on.
 
-Its columns are those of `Decision`. ``row`` names a row of the data exactly: its number from 1 on (the header of a
+Its columns are those of `LabelDecision`. ``row`` names a row of the data exactly: its number from 1 on (the header of a
 table is not counted), ``FILE:NUMBER`` for a row of a further file of the request, or the file of an image.
 ``decision`` is empty while it is open, ``accept`` (the suggestion is the label), ``keep`` (the given label stays),
 ``skip`` (nothing changes), ``drop`` (the row teaches and validates no more), or the label itself: a class or a number.
@@ -35,7 +35,7 @@ CLASS = "class:"  # before the name of a class that is one of the words
 LARGEST = 1 << 28  # bytes of a file
 
 
-class Decision(NamedTuple):
+class LabelDecision(NamedTuple):
     """A row of the file, its cells as texts; ``given`` is empty where the row has no label."""
 
     row: str
@@ -81,7 +81,7 @@ class RowNames(NamedTuple):
         return int(number) - 1 if not file and not self.counts else None
 
 
-def write_decisions(path: str | Path, decisions: Iterable[Decision], raw: bool = False) -> None:
+def write_decisions(path: str | Path, decisions: Iterable[LabelDecision], raw: bool = False) -> None:
     """Write a file of decisions, all of it or nothing.
 
     Args:
@@ -92,10 +92,10 @@ def write_decisions(path: str | Path, decisions: Iterable[Decision], raw: bool =
     Raises:
         DataError: it cannot be written.
     """
-    write_text(Path(path), csv_text([Decision._fields, *decisions], raw))
+    write_text(Path(path), csv_text([LabelDecision._fields, *decisions], raw))
 
 
-def read_decisions(path: str | Path, raw: bool = False) -> dict[int, Decision]:
+def read_decisions(path: str | Path, raw: bool = False) -> dict[int, LabelDecision]:
     """The decisions of a file by the number of their line.
 
     Args:
@@ -115,7 +115,7 @@ def read_decisions(path: str | Path, raw: bool = False) -> dict[int, Decision]:
         raise DataError(f"{path}: no UTF-8 text (byte {error.start + 1}); save it as CSV with UTF-8") from None
     head = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
-    lines = dict[int, Decision]()
+    lines = dict[int, LabelDecision]()
     first = dict[str, int]()
     try:
         places = _places(path, next(reader, []))
@@ -138,23 +138,23 @@ def read_decisions(path: str | Path, raw: bool = False) -> dict[int, Decision]:
 def _places(path: str | Path, header: Sequence[str]) -> list[int]:
     """Where each column is."""
     names = [cell.strip().lower() for cell in header]
-    for name in Decision._fields:
+    for name in LabelDecision._fields:
         if names.count(name) != 1:
             state = "twice" if name in names else "missing"
             raise DataError(
                 f"{path}, line 1: column '{name}' is {state}; a file of decisions has the columns "
-                f"{', '.join(Decision._fields)}"
+                f"{', '.join(LabelDecision._fields)}"
             )
-    return [names.index(name) for name in Decision._fields]
+    return [names.index(name) for name in LabelDecision._fields]
 
 
-def _read_line(place: str, cells: Sequence[str], places: Sequence[int], raw: bool) -> Decision:
+def _read_line(place: str, cells: Sequence[str], places: Sequence[int], raw: bool) -> LabelDecision:
     if len(cells) <= max(places):
         raise DataError(
             f"{place}: {plural(len(cells), 'cell')}, and its columns are {max(places) + 1}; repair the line"
         )
     texts = [cells[column] if raw else unescape_formula(cells[column]) for column in places]
-    decision = Decision(*texts)._replace(decision=texts[3].strip(), by=texts[4].strip().lower())
+    decision = LabelDecision(*texts)._replace(decision=texts[3].strip(), by=texts[4].strip().lower())
     if not decision.row.strip():
         raise DataError(f"{place}, column row: it is empty; name the row")
     if decision.by not in DECIDERS:
@@ -241,7 +241,7 @@ def _unique(files: Sequence[str]) -> dict[str, int]:
     return places
 
 
-def _row(place: str, decision: Decision, find: Callable[[str], int | None], rows: int, column: LabelColumn) -> int:
+def _row(place: str, decision: LabelDecision, find: Callable[[str], int | None], rows: int, column: LabelColumn) -> int:
     row = find(decision.row)
     if row is None or row >= rows:
         raise DataError(
@@ -260,7 +260,7 @@ def label_text(value: Tensor, classes: Sequence[str]) -> str:
     return classes[int(value)] if classes else f"{float(value):.6g}"
 
 
-def _check_given(place: str, decision: Decision, value: Tensor, column: LabelColumn) -> None:
+def _check_given(place: str, decision: LabelDecision, value: Tensor, column: LabelColumn) -> None:
     label = label_text(value, column.classes)
     if decision.given and decision.given != label:
         raise DataError(
@@ -269,7 +269,7 @@ def _check_given(place: str, decision: Decision, value: Tensor, column: LabelCol
         )
 
 
-def _label(place: str, decision: Decision, column: LabelColumn) -> float | None:
+def _label(place: str, decision: LabelDecision, column: LabelColumn) -> float | None:
     """The label that was decided: a class by its number, or a value; None where nothing changes."""
     text = decision.decision
     if text in ("", KEEP, SKIP, DROP):

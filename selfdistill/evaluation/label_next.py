@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import rng
-from ..data.decisions import ACCEPT, MODEL, PERSON, Decision, RowNames, label_text
+from ..data.decisions import ACCEPT, MODEL, PERSON, LabelDecision, RowNames, label_text
 from ..errors import DataError
 from ..io.display import plural, printable
 
@@ -209,7 +209,7 @@ def require_unlabelled(name: str, rows: int) -> None:
 
 def propose(
     committee: Committee, n: int, strategy: str = "best", seed: int = 0, max_error: float = MAX_ERROR
-) -> tuple[list[Decision], dict[str, Any]]:
+) -> tuple[list[LabelDecision], dict[str, Any]]:
     """The decisions to be made by a person, those that the model makes itself, and a summary as JSON has it.
 
     Args:
@@ -224,10 +224,10 @@ def propose(
     """
     picks = choose(committee.outputs, committee.features, n, strategy, seed)
     first, unsure, splits = committee.outputs[0], uncertainty(committee.outputs), split(committee.outputs)
-    decisions, person = list[Decision](), list[dict[str, Any]]()
+    decisions, person = list[LabelDecision](), list[dict[str, Any]]()
     for i in picks.tolist():
         label = _suggested(committee, first[i])
-        decisions.append(Decision(committee.names.name(int(committee.ids[i])), "", label, "", PERSON))
+        decisions.append(LabelDecision(committee.names.name(int(committee.ids[i])), "", label, "", PERSON))
         entry = {"row": decisions[-1].row, "suggested": label, "uncertainty": round(float(unsure[i]), 6)}
         person.append({**entry, "split": bool(splits[i])})
     safe, model = _self_labelled(committee, picks, max_error)
@@ -247,7 +247,7 @@ def _suggested(committee: Committee, output: Tensor) -> str:
     return label_text(output.argmax() if committee.classes else output, committee.classes)
 
 
-def _self_labelled(committee: Committee, asked: Tensor, max_error: float) -> tuple[SafeLabels, list[Decision]]:
+def _self_labelled(committee: Committee, asked: Tensor, max_error: float) -> tuple[SafeLabels, list[LabelDecision]]:
     """The rows that the model labels itself, the most certain first, without those that a person is asked for."""
     nothing = SafeLabels(None, 0, 0, 1.0)
     if not committee.classes or committee.held is None or not 0 < max_error < 1:
@@ -262,7 +262,7 @@ def _self_labelled(committee: Committee, asked: Tensor, max_error: float) -> tup
     rows = agreed.nonzero()[:, 0]
     rows = rows[certain[rows].argsort(descending=True, stable=True)]
     return safe, [
-        Decision(committee.names.name(int(committee.ids[i])), "", _suggested(committee, labels[i]), ACCEPT, MODEL)
+        LabelDecision(committee.names.name(int(committee.ids[i])), "", _suggested(committee, labels[i]), ACCEPT, MODEL)
         for i in rows.tolist()
     ]
 
@@ -302,11 +302,11 @@ def _self_labelled_text(safe: dict[str, Any]) -> str:
     )
 
 
-def merge(old: Sequence[Decision], new: Sequence[Decision]) -> list[Decision]:
+def merge(old: Sequence[LabelDecision], new: Sequence[LabelDecision]) -> list[LabelDecision]:
     """The decisions that were made, and then the proposals for other rows; what was open before is proposed anew.
 
-    >>> old = [Decision("1", decision="cat"), Decision("2")]
-    >>> [decision.row for decision in merge(old, [Decision("1"), Decision("3")])]
+    >>> old = [LabelDecision("1", decision="cat"), LabelDecision("2")]
+    >>> [decision.row for decision in merge(old, [LabelDecision("1"), LabelDecision("3")])]
     ['1', '3']
     """
     made = [decision for decision in old if decision.decision]

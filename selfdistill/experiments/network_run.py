@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +45,12 @@ from ..evaluation.predict import (
     with_interval,
 )
 from ..evaluation.predict import losses as row_losses
-from ..io.expressions import expression_name
-from ..io.files import DATA_CARD, write
+from ..io.files import DATA_CARD
 from ..io.run_record import Request
 from ..io.tensors import read_tensors
 from ..methods import cards
 from ..methods.controls import plain
-from ..methods.prior import CLASSES, VALUES, auto, read_auto, simplicity
+from ..methods.prior import CLASSES, VALUES, auto, expected, read_auto, simplicity
 from ..methods.registry import AUTO, is_auto, read_method, recipes
 from ..methods.validate import check_method
 from ..models import registry, store, text_encoder, warm_start
@@ -63,7 +64,7 @@ from ..training.budget import most_trials
 from ..training.comparison import ignore
 from ..training.cross_fitting import all_labels, crossfit, train_without_fold
 from ..training.fit import Result, fit, step_cost
-from ..training.shortlist import WORDS, Choice, Trial, try_each, visible
+from ..training.shortlist import WORDS, Choice, Trial, candidate_folder, copy_log, foreword, try_each, visible
 from ..training.state import GenerationResult
 from ..training.task_type import HeldOut, Listeners, require_same_data
 from ..views import TOGETHER
@@ -411,13 +412,11 @@ class AutoRun(NetworkRun):
     def note(self) -> str:
         """What a person should know of the data, what will be tried, what it costs, and how sure the choice can be."""
         costs = [candidate.planned_passes() for candidate in self.candidates]
-        names = ", ".join(candidate.expression for candidate in self.candidates)
-        lines = [
-            *filter(None, [self.data.note]),
-            f"auto(): {len(costs)} trainings of {total_steps(self):,} steps each, about {sum(costs):,.0f} sample "
-            f"passes, {sum(costs) / costs[0]:.1f} times those of plain(): {names}",
-            f"auto(): validation {WORDS[self.measure]} chooses; {visible(len(self.data.audit), self.measure)}",
-        ]
+        cost = f"about {sum(costs):,.0f} sample passes, {sum(costs) / costs[0]:.1f} times those of plain()"
+        chooses = f"{WORDS[self.measure]}, {visible(len(self.data.audit), self.measure)}"
+        names = [candidate.expression for candidate in self.candidates]
+        lines = [*filter(None, [self.data.note])]
+        lines += foreword(names, f"of {total_steps(self):,} steps each, {cost}", chooses)
         return "\n".join(lines + [f"auto(): not tried: {line}" for line in self.left_out])
 
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
@@ -427,11 +426,14 @@ class AutoRun(NetworkRun):
         self.candidates = self._affordable()
         budget.expect(len(self.candidates))
 
+        positions = count(1)
+
         def fit_candidate(number: int) -> Result:
             ready = self.candidates[number]
-            title = f"candidate {number + 1} of {len(self.candidates)}, {ready.expression}"
+            title = f"candidate {next(positions)} of {len(self.candidates)}, {ready.expression}"
+            out = folder / candidate_folder(number, ready.expression)
             return fit(
-                ready.build, ready.data, ready.method, out=folder / place(number, ready.expression), resume=True,
+                ready.build, ready.data, ready.method, out=out, resume=True,
                 device=self.request.device, progress=listeners.progress(title),
                 warn=listeners.warn_of(ready.expression), **ready.settings,
             )  # fmt: skip
@@ -463,8 +465,8 @@ class AutoRun(NetworkRun):
         if "candidates" not in meter.steps:
             step = self.candidates[0]._control_cost(meter)
             left, each = meter.left(), step.seconds / max(1.0, step.passes) / budget.MARGIN
-            for number, candidate in enumerate(self.candidates, 1):
-                whole += candidate.planned_passes()
+            for number, one in enumerate(self.candidates, 1):
+                whole += one.planned_passes()
                 if number < 3 or (whole <= 2 * left.passes and whole * each <= 2 * left.seconds):
                     meter.steps["candidates"] = number
         number = meter.steps["candidates"]
@@ -475,15 +477,44 @@ class AutoRun(NetworkRun):
     def choose(self, train: Callable[[int], Result], tell: Callable[[str], None] = ignore) -> Choice[Result]:
         """Train the candidates, each by its number, and choose."""
 
+        history: list[dict[str, Any]] = []
+
         def trials(number: int) -> tuple[list[Trial], Result]:
             trained = train(number)
-            return self._trials(self.candidates[number], trained), trained
+            history.extend(trained.history if number == 0 else [])
+            return self.trials(self.candidates[number], trained), trained
 
-        choice = try_each([one.expression for one in self.candidates], trials, simplicity, tell)
+        names = [one.expression for one in self.candidates]
+
+        def follow(tried: Sequence[Trial], rest: Sequence[int]) -> int:
+            """The recipe that the prior expects most of, by what the trainings so far tell."""
+            gains = expected(self.features(tried, history))
+            return max(rest, key=lambda number: gains.get(names[number], -math.inf))
+
+        choice = try_each(names, trials, simplicity, tell, follow)
         choice.left_out[:0] = self.left_out
         return choice
 
-    def _trials(self, ready: NetworkRun, trained: Result) -> list[Trial]:
+    def features(self, trials: Sequence[Trial], history: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """What the prior knows of the setting; ``history`` is that of plain(), the first trial."""
+        data = self.data
+        labelled, unlabelled = len(data.labelled), len(data.unlabelled)
+        known = {
+            "rows": math.log10(labelled),
+            "classes": math.log10(data.outputs),
+            "labelled": labelled / (labelled + unlabelled),
+            "image": float(data.kind == "image"),
+            "epochs": math.log10(max(1.0, total_steps(self) * self.settings["batch_size"] / labelled)),
+        }
+        scores = [line["audit"]["accuracy"] for line in history if "accuracy" in line.get("audit", {})]
+        if scores:
+            known |= {"error": 1 - max(scores), "memorised": max(scores) - scores[-1]}
+        whole = [trial.losses for trial in trials if trial.rows is None][:2]
+        if len(whole) == 2:
+            known["agreement"] = sum(map(operator.eq, *whole)) / len(data.audit)
+        return known
+
+    def trials(self, ready: NetworkRun, trained: Result) -> list[Trial]:
         """The last weights on all validation rows; of plain() also its best epoch, on those that are kept apart."""
 
         def losses(one: Result, rows: Tensor) -> list[float]:
@@ -507,14 +538,12 @@ class AutoRun(NetworkRun):
         return ready, trained, None if choice.chosen == 0 else first
 
     def _show_logs(self, folder: Path, chosen: str) -> None:
-        """Copy the metrics of the chosen training and of plain() to where reports read those of method and control."""
-        for number, candidate in enumerate(self.candidates):
-            log = folder / place(number, candidate.expression) / "metrics.jsonl"
-            if number == 0 and chosen != candidate.expression:
-                (folder / "control").mkdir(exist_ok=True)
-                write(folder / "control" / "metrics.jsonl", log.read_text(encoding="utf-8"))
-            if candidate.expression == chosen or (number == 0 and chosen == STOPPED):
-                write(folder / "metrics.jsonl", log.read_text(encoding="utf-8"))
+        """Show the metrics of the chosen training as those of the run, and those of plain() as its control."""
+        names = [one.expression for one in self.candidates]
+        number = names.index(chosen) if chosen in names else 0  # early stopping is of the first
+        copy_log(folder / candidate_folder(number, names[number]), folder)
+        if chosen != names[0]:
+            copy_log(folder / candidate_folder(0, names[0]), folder / "control")
 
 
 def best_epoch(trained: Result) -> Result:
@@ -522,15 +551,6 @@ def best_epoch(trained: Result) -> Result:
     model, last = copy.deepcopy(trained.model), trained.generations[-1]
     model.load_state_dict(last.best)
     return replace(trained, model=model, generations=[replace(last, weights=last.best)])
-
-
-def place(number: int, expression: str) -> str:
-    """The folder of a candidate's training, below that of the run.
-
-    >>> place(2, "elr()")
-    'candidates/2-elr'
-    """
-    return f"candidates/{number}-{expression_name(expression)}"
 
 
 def shortlisted(ready: NetworkRun) -> AutoRun:
@@ -557,26 +577,40 @@ def shortlisted(ready: NetworkRun) -> AutoRun:
     if halves:
         kept = torch.tensor(halves)
         first = replace(data, audit=difference(data.audit, data.audit[kept]))
-    candidates, left_out, total = [], [], total_steps(ready)
+    candidates, left_out = [], []
     if not halves:
         left_out.append(f"{STOPPED}: {len(data.audit)} validation rows are too few to choose an epoch and score it too")
     for expression in VALUES if data.task == "regress" else CLASSES:
-        method = read_method(expression)
-        if method.views.need_unlabelled() and not len(data.unlabelled):
-            continue
         try:
-            check_method(for_task(method, data.task), data)
+            one = candidate(ready, expression)
         except SelfdistillError as error:
             left_out.append(f"{expression}: {error}")
             continue
-        settings = {**ready.settings, "audit": "off", "steps": max(1, round(total / method.generations))}
-        settings["batch_size"] = request.batch_size or batch_size_for(data, method)
-        rows = first if method == plain() else data
-        candidates.append(NetworkRun(request, rows, method, expression, ready.build, settings))
-    most = min(len(candidates), read_auto(ready.expression).most)
-    chosen = candidates[: most_trials(most, request.explore)]
-    left_out += [f"{one.expression}: --explore {request.explore:g}" for one in candidates[len(chosen) : most]]
-    return AutoRun(**vars(ready), candidates=chosen, apart=halves, left_out=left_out)
+        if one is not None:
+            candidates.append(one)
+    candidates[0].data = first
+    run = AutoRun(**vars(ready), candidates=candidates, apart=halves, left_out=left_out)
+    gains = expected(run.features((), ()))
+    rest = sorted(candidates[1:], key=lambda one: -gains.get(one.expression, -math.inf))
+    listed = [candidates[0], *rest][: read_auto(ready.expression).most]
+    run.candidates = listed[: most_trials(len(listed), request.explore)]
+    left_out += [f"{one.expression}: --explore {request.explore:g}" for one in listed[len(run.candidates) :]]
+    return run
+
+
+def candidate(ready: NetworkRun, expression: str) -> NetworkRun | None:
+    """The run of a recipe for as many steps in all as one generation of another run; None without rows that it needs.
+
+    Raises:
+        SelfdistillError: the recipe does not fit the data.
+    """
+    method, data = read_method(expression), ready.data
+    if method.views.need_unlabelled() and not len(data.unlabelled):
+        return None
+    check_method(for_task(method, data.task), data)
+    settings = {**ready.settings, "audit": "off", "steps": max(1, round(total_steps(ready) / method.generations))}
+    settings["batch_size"] = ready.request.batch_size or batch_size_for(data, method)
+    return NetworkRun(ready.request, data, method, expression, ready.build, settings)
 
 
 def apart_rows(data: Data, seed: int) -> list[int]:

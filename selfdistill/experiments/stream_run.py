@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,28 @@ from ..data.images import idx_files
 from ..data.table_files import is_table
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.label_errors import read_conflicts
+from ..evaluation.predict import losses as row_losses
 from ..evaluation.predict import predict, task_outputs
 from ..io.expressions import one_line
 from ..io.run_record import Request, read_record
 from ..losses.distributions import UNKNOWN
 from ..methods import Recipe
 from ..methods.controls import plain
-from ..methods.registry import read_method
+from ..methods.prior import read_auto
+from ..methods.registry import is_auto, read_method
 from ..models import store
 from ..models.growth import GrownBuild, Padded, grown
 from ..training import budget, reservoir
-from ..training.fit import fit
+from ..training.fit import Result, fit
+from ..training.shortlist import (
+    Trial,
+    candidate_folder,
+    copy_log,
+    foreword,
+    refuse_budget,
+    try_each,
+    visible,
+)
 from ..training.stream import (
     StreamTasks,
     class_tasks,
@@ -42,6 +53,9 @@ from ..training.stream import (
 from ..training.task_type import FigureTable, Listeners, Rows
 from .network_run import NetworkRun, batch_size_for, prepare, usual_epochs
 from .network_task import NetworkTaskType
+
+STREAMS = ("plain()", "er()", "lwf()", "er_ema()", "der()", "der_pp()")  # what auto() tries, the simplest first
+
 
 NAMES = {"naive": "plain(), task after task", "joint": "plain(), all tasks at once"}
 
@@ -71,25 +85,27 @@ class StreamRun(NetworkRun):
     def title(self, generation: int) -> str:
         return f"after task {generation + 1}, the last one"
 
-    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
-        """The method, then naive training, then joint training of as many steps; each goes on from its checkpoints."""
+    def train_method(self, folder: Path, listeners: Listeners, title: str | None = None) -> Result:
+        """The method alone, from wherever it was cut."""
+        tasks = _tasks(self.data, self.request)[0].rows
+        settings = {**self.settings, "audit": "off", "batch_size": min(self.settings["batch_size"], *map(len, tasks))}
+        return fit_stream(
+            self.build, self.data, self.method, tasks, out=folder, resume=True, device=self.request.device,
+            progress=listeners.progress(title or self.expression), warn=listeners.warn, **settings,
+        )  # fmt: skip
+
+    def train(self, folder: Path, listeners: Listeners, own: Path | None = None) -> dict[str, Any]:
+        """The method, then naive training, then joint training of as many steps; each goes on from its checkpoints.
+
+        ``own`` is the folder of the method's training, where that is not the run's.
+        """
         taught, tested, names = _tasks(self.data, self.request)
         tasks = taught.rows
         settings = {**self.settings, "audit": "off", "batch_size": min(self.settings["batch_size"], *map(len, tasks))}
         common: dict[str, Any] = {"resume": True, "device": self.request.device}
         begin, build, data = listeners.progress, self.build, self.data
         budget.expect(3 if self.request.control else 1)
-        trained = fit_stream(
-            build,
-            data,
-            self.method,
-            tasks,
-            out=folder,
-            progress=begin(self.expression),
-            warn=listeners.warn,
-            **common,
-            **settings,
-        )
+        trained = self.train_method(own or folder, listeners)
         others = {}
         if self.request.control:
             with budget.following(alike=True):
@@ -130,6 +146,51 @@ class StreamRun(NetworkRun):
         return result
 
 
+@dataclass
+class AutoStreamRun(StreamRun):
+    """A stream that is learnt by each of several recipes, of which the validation rows of all tasks choose one."""
+
+    candidates: Sequence[StreamRun] = ()
+
+    @property
+    def note(self) -> str:
+        """What will be tried, and what chooses."""
+        names = [one.expression for one in self.candidates]
+        chooses = f"accuracy after the last task, {visible(len(self.data.audit), 'accuracy')}"
+        lines = foreword(names, "of the whole stream", chooses)
+        return "\n".join([*filter(None, [self.data.note]), *lines])
+
+    def train(self, folder: Path, listeners: Listeners, own: Path | None = None) -> dict[str, Any]:
+        """Every candidate from wherever it was cut; then the chosen one is the method of the run."""
+        data, names = self.data, [one.expression for one in self.candidates]
+
+        def train(number: int) -> tuple[list[Trial], int]:
+            one, title = self.candidates[number], f"candidate {number + 1} of {len(names)}, {names[number]}"
+            trained = one.train_method(folder / candidate_folder(number, names[number]), listeners, title)
+            device = next(trained.model.parameters()).device
+            losses = row_losses(trained.model, data, data.audit, "accuracy", device)
+            return [Trial(names[number], losses, trained.steps, trained.passes, trained.seconds)], number
+
+        choice = try_each(names, train, names.index, listeners.tell)
+        number = choice.kept[choice.chosen]
+        own = folder / candidate_folder(number, names[number])
+        result = self.candidates[number].train(folder, listeners, own)
+        copy_log(own, folder)
+        return {**result, **choice.spent(), "auto": choice.to_json("accuracy")}
+
+
+def shortlisted_stream(ready: NetworkRun) -> AutoStreamRun:
+    """The run of ``auto()`` on a stream: naive training and the recipes of streams, the simplest first."""
+    refuse_budget(ready.request.budget)
+    if not len(ready.data.audit):
+        raise DataError(f"auto() chooses on validation rows, and {ready.data.name} has none; give --method 'der_pp()'")
+    runs = [
+        StreamRun(**{**vars(ready), "expression": expression, "method": read_method(expression)})
+        for expression in STREAMS[: read_auto(ready.expression).most]
+    ]
+    return AutoStreamRun(**vars(ready), candidates=runs)
+
+
 class SequenceTaskType(NetworkTaskType):
     """What streams, updates and adaptations share: the recipes of networks, no audit, and no scores of labels."""
 
@@ -166,7 +227,7 @@ class StreamTaskType(SequenceTaskType):
             if getattr(request, name) is not None:
                 raise RecipeError(f"--tasks does not go with --{name.replace('_', '-')}; leave one of them out")
         _tasks(ready.data, request)
-        return StreamRun(**{field.name: getattr(ready, field.name) for field in fields(NetworkRun)})
+        return shortlisted_stream(ready) if is_auto(ready.expression) else StreamRun(**vars(ready))
 
     def rows(self, result: dict[str, Any]) -> Rows:
         """The method, naive and joint training."""

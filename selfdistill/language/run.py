@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,14 @@ from ..io.files import FORMAT, check_format
 from ..io.run_record import Request, read_record
 from ..io.schema import read_json
 from ..io.tensors import write_json
-from ..methods.registry import read_method
+from ..methods.prior import read_auto
+from ..methods.registry import is_auto, read_method
 from ..models.causal_lm import Causal, Pretrained, of_model
 from ..models.hub import ENCODERS, causal
 from ..models.store import model_folder
 from ..training import budget, threads
 from ..training.fit import Result, choose_device
+from ..training.shortlist import WORDS, Trial, candidate_folder, copy_log, foreword, refuse_budget, try_each
 from ..training.task_type import Listeners
 from . import evaluation
 from .completions import Language
@@ -49,6 +52,9 @@ USUAL = "smollm2"  # the model where none is named
 
 
 MEASURED = 32  # answers whose length is told
+
+
+PROMPTED = ("sft()", "ssd()", "sdft()", "sdpo()")  # what auto() tries, the simplest first
 
 
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
@@ -101,6 +107,76 @@ class LanguageRun:
         """Train the method and its control, then ask the test prompts; see `train`."""
         return train(self, folder, listeners)
 
+    def train_method(self, folder: Path, listeners: Listeners, title: str | None = None) -> Result:
+        """Train the method alone, from wherever it was cut."""
+        return fit(
+            self.build, self.data, self.method, out=folder, progress=listeners.progress(title or self.expression),
+            tell=listeners.tell, **self.options(listeners), **self.settings,
+        )  # fmt: skip
+
+    def options(self, listeners: Listeners) -> dict[str, Any]:
+        """What the trainings of the method and of its control share."""
+        return {
+            "suite": self.suite, "max_tokens": self.max_tokens, "device": self.request.device, "resume": True,
+            "warn": listeners.warn,
+        }  # fmt: skip
+
+
+@dataclass
+class AutoLanguageRun(LanguageRun):
+    """A run that trains several recipes, each audited beside the model before; the audit prompts choose one."""
+
+    candidates: Sequence[LanguageRun] = ()
+
+    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
+        """Every candidate from wherever it was cut; then the chosen one is the method of the run."""
+        names = [one.expression for one in self.candidates]
+
+        def train_candidate(number: int) -> tuple[list[Trial], int]:
+            title = f"candidate {number + 1} of {len(names)}, {names[number]}"
+            trained = self.candidates[number].train_method(
+                folder / candidate_folder(number, names[number]), listeners, title
+            )
+            final, rows = trained.final_generation, len(self.data.audit)
+            losses = trained.generations[final].losses if final >= 0 else [math.inf] * rows  # the model before is kept
+            return [Trial(names[number], losses, trained.steps, trained.passes, trained.seconds)], number
+
+        choice = try_each(names, train_candidate, names.index, listeners.tell)
+        number = choice.kept[choice.chosen]
+        own = folder / candidate_folder(number, names[number])
+        result = train(self.candidates[number], folder, listeners, own)
+        copy_log(own, folder)
+        return {**result, **choice.spent(), "auto": choice.to_json(audit_measure(self.data))}
+
+
+def audit_measure(data: Prompts) -> str:
+    """The measure of the audit: right answers where rows have checkers, else the likelihood of demonstrations."""
+    return "accuracy" if evaluation.checked(data) else "nll"
+
+
+def shortlisted(request: Request) -> AutoLanguageRun:
+    """The run of ``auto()`` on prompts: the recipes whose fields the prompts have, the simplest first.
+
+    Raises:
+        DataError: no recipe of the shortlist fits the prompts, or nothing audits.
+    """
+    refuse_budget(request.budget)
+    if dict(request.training).get("audit") == "off":
+        raise DataError("auto() chooses on the audit prompts and --audit off has none; leave it out or give --method")
+    data, runs = _load(request), list[LanguageRun]()
+    for expression in PROMPTED[: read_auto(request.method or "auto()").most]:
+        with suppress(DataError):
+            read_recipe(expression).check_fields(data, f"{expression_name(expression)}()")
+            runs.append(prepare(replace(request, method=expression)))
+    if not runs:
+        raise DataError(f"{data.name} has neither demonstrations nor checkers for auto(); give --method 'ssd()'")
+    names = [one.expression for one in runs]
+    chooses = f"the audit, beside the model before, by {WORDS[audit_measure(data)]} on {len(data.audit)} prompts"
+    note = "\n".join([runs[0].note, *foreword(names, "as long as each advises", chooses)])
+    return AutoLanguageRun(
+        **{**vars(runs[0]), "request": request, "expression": "auto()", "note": note}, candidates=runs
+    )
+
 
 def prepare(request: Request) -> LanguageRun:
     """Load the prompts and fill in what the request leaves open.
@@ -115,6 +191,8 @@ def prepare(request: Request) -> LanguageRun:
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
         raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
+    if is_auto(request.method):
+        return shortlisted(request)
     data = _load(request)
     suite = None if request.keep is None else load_suite(request.keep, checker=request.checker)
     expression = request.method or _default_recipe(data)
@@ -216,23 +294,16 @@ def _field_notes(request: Request, data: Prompts, expression: str, method: Langu
     return notes
 
 
-def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
+def train(ready: LanguageRun, folder: Path, listeners: Listeners, own: Path | None = None) -> dict[str, Any]:
     """Train the method and, beside it, sft() for as many steps; then ask the test prompts, once.
 
-    A run that was cut goes on where it was.
+    A run that was cut goes on where it was. ``own`` is the folder of the method's training, where it is not the run's.
     """
-    request, tell = ready.request, listeners.tell
-    options: dict[str, Any] = {
-        "suite": ready.suite, "max_tokens": ready.max_tokens, "device": request.device, "resume": True,
-        "warn": listeners.warn,
-    }  # fmt: skip
+    request, tell, options = ready.request, listeners.tell, ready.options(listeners)
     demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
     beside = request.control and demonstrated and expression_name(ready.expression) != "sft"
     budget.expect(2 if beside else 1)
-    trained = fit(
-        ready.build, ready.data, ready.method, out=folder, progress=listeners.progress(ready.expression), tell=tell,
-        **options, **ready.settings,
-    )  # fmt: skip
+    trained = ready.train_method(own or folder, listeners)
     control = None
     if beside:
         longer = {**ready.settings, "steps": trained.steps}

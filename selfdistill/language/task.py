@@ -25,6 +25,7 @@ from ..evaluation.statistics import FEWEST
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request, read_lines
 from ..methods import recipes as network_recipes
+from ..methods.registry import AUTO, is_auto
 from ..models.causal_lm import packed
 from ..teachers import External
 from ..training import threads
@@ -317,7 +318,7 @@ def holds_prompts(request: Request) -> bool:
         return True
     if not may_hold_prompts(request.data):
         return False
-    if request.method is not None:
+    if request.method is not None and not is_auto(request.method):
         name = expression_name(request.method)
         return name in recipes.RECIPES and name not in network_recipes()
     return bool({"prompt", "messages"} & set(columns(request.data)))
@@ -375,7 +376,7 @@ class LanguageTaskType(TaskType):
         prompts = holds_prompts(request)
         name = None if request.method is None else expression_name(request.method)
         networks = network_recipes()
-        if prompts and name is not None and name not in self.recipes():
+        if prompts and name is not None and name not in (AUTO, *self.recipes()):
             if name in networks:
                 raise RecipeError(
                     f"{name}() learns classes or values and {request.data} holds prompts; give one of "

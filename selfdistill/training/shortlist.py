@@ -10,11 +10,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..core.step import Passes
-from ..errors import NotFiniteError, RecipeError, VitalsError
+from ..errors import DataError, NotFiniteError, RecipeError, VitalsError
 from ..evaluation.statistics import smallest_visible
+from ..io.expressions import expression_name
+from ..io.files import write
+
+LOG = "metrics.jsonl"
 
 T = TypeVar("T")
 
@@ -131,6 +136,15 @@ def _figures(score: float, beside: float, reference: str, measure: str) -> str:
     return f"{score:.4g} against {beside:.4g} of {reference}"
 
 
+def foreword(names: Sequence[str], each: str, chooses: str) -> list[str]:
+    """The lines before training: what is tried, what that costs, and what chooses.
+
+    >>> foreword(["plain()", "elr()"], "of 10 steps each", "validation accuracy")
+    ['auto(): 2 trainings of 10 steps each: plain(), elr()', 'auto(): chooses by validation accuracy']
+    """
+    return [f"auto(): {len(names)} trainings {each}: {', '.join(names)}", f"auto(): chooses by {chooses}"]
+
+
 def visible(rows: int, measure: str) -> str:
     """How small a difference between two candidates so many validation rows can show, in words."""
     if measure != "accuracy":
@@ -141,11 +155,37 @@ def visible(rows: int, measure: str) -> str:
     return f"{rows} validation rows; a difference below {100 * least:.1f} points may be chance"
 
 
+def candidate_folder(number: int, expression: str) -> str:
+    """The folder of a candidate's training, below that of the run.
+
+    >>> candidate_folder(2, "elr()")
+    'candidates/2-elr'
+    """
+    return f"candidates/{number}-{expression_name(expression)}"
+
+
+def refuse_budget(bounds: str | None) -> None:
+    """Refuse a budget where the candidates of ``auto()`` do not share one.
+
+    Raises:
+        DataError: there is one.
+    """
+    if bounds is not None:
+        raise DataError(f"--budget {bounds} bounds one recipe here; give --method with a recipe in place of auto()")
+
+
+def copy_log(source: Path, target: Path) -> None:
+    """Copy the metrics of a candidate's training to where reports read those of a run."""
+    target.mkdir(parents=True, exist_ok=True)
+    write(target / LOG, (source / LOG).read_text(encoding="utf-8"))
+
+
 def try_each(
     names: Sequence[str],
     train: Callable[[int], tuple[list[Trial], T]],
     rank: Callable[[str], int],
     tell: Callable[[str], None],
+    follow: Callable[[Sequence[Trial], Sequence[int]], int] = lambda trials, rest: rest[0],
 ) -> Choice[T]:
     """Train every candidate, one after another, and choose; a candidate that cannot be trained is left out.
 
@@ -153,13 +193,18 @@ def try_each(
         names: the candidates; the first is the plain one, which must be trainable.
         train: trains the candidate of a number from wherever it was cut; a training may be several trials.
         rank: see `choose`.
-        tell: hears of each candidate's score and of the time that is left.
+        tell: hears that a candidate is trained, and of the time that is left.
+        follow: which of the rest is trained next, by the trials so far; in their order by default.
 
     Raises:
         SelfdistillError: the first candidate fails.
     """
     choice, begun, trained = Choice[T](), time.monotonic(), 0
-    for number, name in enumerate(names):
+    rest = list(range(len(names)))
+    while rest:
+        number = follow(choice.trials, rest) if choice.trials else rest[0]
+        rest.remove(number)
+        name = names[number]
         try:
             trials, result = train(number)
         except (NotFiniteError, RecipeError, VitalsError) as error:
@@ -175,7 +220,7 @@ def try_each(
         choice.chosen = choose(choice.trials, rank)
         first = choice.kept[0]
         choice.kept = {place: one for place, one in choice.kept.items() if place == choice.chosen or one is first}
-        left = (time.monotonic() - begun) / trained * (len(names) - number - 1)
-        rest = f", about {left:.0f} s left" if number + 1 < len(names) else ""
-        tell(f"auto(): candidate {number + 1} of {len(names)}, {name}, is trained{rest}")
+        left = (time.monotonic() - begun) / trained * len(rest)
+        remainder = f", about {left:.0f} s left" if rest else ""
+        tell(f"auto(): candidate {len(names) - len(rest)} of {len(names)}, {name}, is trained{remainder}")
     return choice

@@ -298,6 +298,33 @@ def test_nothing_of_gymnasium_is_imported_before_it_is_needed() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
+def test_auto_of_policies_is_chosen_by_paired_audit_episodes(tmp_path: Path) -> None:
+    line = [
+        "run",
+        "gym:CartPole-v1",
+        *BRIEF,
+        "--net",
+        "4",
+        "--method",
+        "auto(most=2)",
+        "--out",
+        tmp_path / "r",
+        "--json",
+    ]
+    result = call(*line)
+    assert result.exit_code == 0, result.output
+    assert "auto(): 2 trainings of" in result.stderr
+    record = json.loads(result.stdout)
+    tried = record["auto"]["tried"]
+    assert [trial["method"] for trial in tried] == ["restarted()", "self_imitation()"]
+    best = max(tried, key=lambda trial: trial["score"])
+    assert (best["chosen"], record["method"]) == (True, best["method"])
+    assert (tmp_path / "r" / record["control"]["arms"][0]["log"]).exists()
+    refused = call("compare", "gym:CartPole-v1", "--methods", "auto()", "--seeds", 3, *BRIEF)
+    assert refused.exit_code == 2
+    assert "give its candidates as --methods" in refused.stderr
+
+
 def test_a_budget_takes_steps_of_the_environment_and_holds(tmp_path: Path) -> None:
     out = tmp_path / "r"
     result = call(

@@ -10,7 +10,7 @@ import torch
 
 from selfdistill.data import frames
 from selfdistill.data.dataset import Data, load
-from selfdistill.data.decisions import Decision, RowNames, decide, read_decisions, write_decisions
+from selfdistill.data.decisions import LabelDecision, RowNames, decide, read_decisions, write_decisions
 from selfdistill.data.splits import LabelColumn, Splits, make_splits
 from selfdistill.errors import DataError
 from tests.terminal import refused
@@ -29,7 +29,7 @@ NAMES = RowNames(counts=[("a.csv", 5), ("more.csv", 3)])
 @pytest.mark.parametrize("raw", [False, True])
 def test_what_is_written_is_read(tmp_path: Path, raw: bool) -> None:
     """Names that look like formulas, and that hold commas, quotes and line ends, come back as they were."""
-    rows = [Decision("=1+1.png", "", "'=cat", "accept"), Decision('a,"b"\nc', "-x", "@y", "+z", "model")]
+    rows = [LabelDecision("=1+1.png", "", "'=cat", "accept"), LabelDecision('a,"b"\nc', "-x", "@y", "+z", "model")]
     write_decisions(tmp_path / "d.csv", rows, raw)
     assert list(read_decisions(tmp_path / "d.csv", raw).values()) == rows
     assert ("\n=1+1" in (tmp_path / "d.csv").read_text()) == raw
@@ -39,19 +39,19 @@ def test_a_spreadsheet_may_have_saved_it(tmp_path: Path) -> None:
     """Semicolons, a byte-order mark, other line ends, further columns, empty lines and capitals."""
     text = "note;by;decision;suggested;given;row\r\n\r\nsee;Person; Accept ;=cat;;5\r\n;;;;;\r\n"
     (tmp_path / "d.csv").write_bytes(text.encode("utf-8-sig"))
-    assert list(read_decisions(tmp_path / "d.csv").values()) == [Decision("5", "", "=cat", "accept", "person")]
+    assert list(read_decisions(tmp_path / "d.csv").values()) == [LabelDecision("5", "", "=cat", "accept", "person")]
 
 
 def test_decisions_change_the_rows_that_teach_alone(tmp_path: Path) -> None:
     """New labels teach, relabelled and dropped rows too; the test split stays, whatever the file says of it."""
     parts, column = data()
     rows = [
-        Decision("5", "", "=cat", "accept"),
-        Decision("more.csv:1", "", "=cat", "class:keep", "model"),
-        Decision("1", "keep", "=cat", "=cat"),
-        Decision("2", "=cat", "keep", "drop"),
-        Decision("more.csv:2", "keep", "=cat", "skip"),
-        Decision("3", "keep", "=cat", "accept"),
+        LabelDecision("5", "", "=cat", "accept"),
+        LabelDecision("more.csv:1", "", "=cat", "class:keep", "model"),
+        LabelDecision("1", "keep", "=cat", "=cat"),
+        LabelDecision("2", "=cat", "keep", "drop"),
+        LabelDecision("more.csv:2", "keep", "=cat", "skip"),
+        LabelDecision("3", "keep", "=cat", "accept"),
     ]
     write_decisions(tmp_path / "d.csv", rows)
     after, note, by_model = decide(parts, column, NAMES, tmp_path / "d.csv")
@@ -142,7 +142,7 @@ def test_rows_of_images_and_tables_are_found_again(make: Callable[[Path], str], 
     names = before.row_names
     assert [names.find(names.name(row)) for row in range(len(before.y))] == list(range(len(before.y)))
     row = int(before.unlabelled[1])
-    write_decisions(tmp_path / "d.csv", [Decision(names.name(row), "", "", "dog")])
+    write_decisions(tmp_path / "d.csv", [LabelDecision(names.name(row), "", "", "dog")])
     after: Data = load(source, decisions=tmp_path / "d.csv", **options)
     assert after.classes[int(after.y[row])] == "dog"
     assert torch.equal(after.labelled, torch.cat([before.labelled, before.unlabelled[1:2]]).sort().values)
@@ -158,7 +158,7 @@ def test_a_hidden_label_stays_hidden_and_is_decided(tmp_path: Path) -> None:
     """Of digits with 50 labels the others are unlabelled; one that was decided teaches, and no other does."""
     before = load("digits", labels=50)
     row = int(before.unlabelled[7])
-    write_decisions(tmp_path / "d.csv", [Decision(str(row + 1), "", "3", "accept")])
+    write_decisions(tmp_path / "d.csv", [LabelDecision(str(row + 1), "", "3", "accept")])
     after = load("digits", labels=50, decisions=tmp_path / "d.csv")
     assert len(after.labelled) == 51
     assert int(after.y[row]) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from selfdistill.data.dataset import Data, load
-from selfdistill.errors import CheckpointError, DataError, RecipeError
+from selfdistill.errors import CheckpointError, DataError, RecipeError, SelfdistillError
+from selfdistill.experiments import network_run
 from selfdistill.experiments.network_run import prepare
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request, differences, write_record
 from selfdistill.methods import recipes
+from selfdistill.methods.prior import CLASSES, VALUES
 from selfdistill.methods.registry import read_method
 from selfdistill.models.peers import final_model
 from selfdistill.models.store import load_model, model_card
@@ -146,7 +150,7 @@ def test_the_data_choose_method_model_batch_and_length(here: Path) -> None:
     assert (few.expression, few.settings["epochs"]) == ("auto()", 100)
     table = prepare(Request(data="half.csv", target="outcome"))
     assert (table.expression, str(table.build)) == ("auto()", "mlp")
-    assert table.settings["batch_size"] == 64
+    assert table.settings["batch_size"] == len(table.data.labelled) == 41
     pets = prepare(Request(data="pets", method="plain()"))
     assert str(pets.build) == "cnn"
     assert pets.settings["batch_size"] == len(pets.data.labelled) == 27  # of 40, 8 test and 5 audit
@@ -379,3 +383,110 @@ def test_predictions_have_a_row_a_class_and_probabilities() -> None:
     assert torch.allclose(p.sum(1), torch.ones(500))
     with torch.no_grad():
         assert torch.allclose(p, load_model("r")(data.rows(data.test)).softmax(1), atol=1e-6)
+
+
+# ---- auto() --------------------------------------------------------------------------------------------------------
+
+
+def flower_table(path: Path, rows: int = 90, values: bool = False) -> str:
+    """Two classes, or a value, by two columns."""
+    draw, lines = random.Random(1), ["x,z,outcome"]
+    for i in range(rows):
+        x, z = draw.gauss(3 * (i % 2), 1), draw.gauss(0, 1)
+        lines.append(f"{x},{z},{x + z if values else 'ab'[i % 2]}")
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_auto_hands_over_the_candidate_that_its_own_run_would_train(values: bool, tmp_path: Path) -> None:
+    """Bit for bit: the choice costs the other trainings and changes none of them."""
+    request = Request(flower_table(tmp_path / "t.csv", values=values), target="outcome", model="mlp(width=8)", steps=12)
+    said: list[str] = []
+    result = Run.create(replace(request, method="auto()"), tmp_path / "auto").execute(tell=said.append)
+    tried = result["auto"]["tried"]
+    usual = VALUES if values else CLASSES
+    assert {trial["method"] for trial in tried} == set(usual[: 3 if values else 5]), "no row is unlabelled"
+    assert tried[0]["method"] == "plain()"
+    assert [trial["method"] for trial in tried if trial["chosen"]] == [result["method"]]
+    scores = {trial["method"]: trial["score"] for trial in tried}
+    assert scores[result["method"]] == (min if values else max)(scores.values())
+    steps = {trial["steps"] for trial in tried}
+    assert steps == {12}, "as many for each, whatever its generations"
+    assert result["steps"] == 12 * len(tried)
+    assert any("validation rows" in line for line in said)
+    assert any(f"candidate 1 of {len(tried)}, plain(), is trained, about" in line for line in said)
+    page, readme = (tmp_path / "auto" / "report.html").read_text(), (tmp_path / "auto" / "README.md").read_text()
+    assert "Candidates of auto()" in page
+    assert f"| {tried[1]['method']}" in readme
+    generations = read_method(result["method"]).generations
+    alone = replace(request, method=result["method"], steps=12 // generations, training=(("audit", "off"),))
+    Run.create(alone, tmp_path / "alone").execute()
+    assert same(tmp_path / "auto" / "model", tmp_path / "alone" / "model")
+
+
+def same(first: Path, second: Path) -> bool:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (first, second))
+    return all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+def test_auto_that_was_killed_goes_on_with_the_next_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = flower_table(tmp_path / "t.csv")
+    request = Request(data, target="outcome", model="mlp(width=8)", steps=8, method="auto(most=3)")
+    whole = Run.create(request, tmp_path / "whole").execute()
+    trained: list[str] = []
+
+    def fit_one(*args: Any, out: Path, **options: Any) -> Any:
+        trained.append(out.name)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return fit(*args, out=out, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network_run, "fit", fit_one)
+        with pytest.raises(KeyboardInterrupt):
+            Run.create(request, tmp_path / "cut").execute()
+    assert trained[0] == "0-plain"
+    assert len(trained) == 2
+    cut = Run.create(request, tmp_path / "cut").execute()
+    for result in (whole, cut):
+        for trial in result["auto"]["tried"]:
+            del trial["seconds"]
+    assert cut["auto"] == whole["auto"]
+    assert same(tmp_path / "whole" / "model", tmp_path / "cut" / "model")
+
+
+def test_early_stopping_is_scored_on_rows_that_did_not_choose_its_epoch(tmp_path: Path) -> None:
+    data = flower_table(tmp_path / "t.csv", rows=2000)
+    validation = flower_table(tmp_path / "v.csv", rows=401)
+    request = Request(
+        data, target="outcome", model="mlp(width=4)", validation=validation, method="auto(most=1)", steps=30
+    )
+    ready = prepare(request)
+    assert isinstance(ready, network_run.AutoRun)
+    first, apart = ready.candidates[0].data.audit, ready.data.audit[list(ready.apart)]
+    assert (len(first), len(apart)) == (201, 200)
+    assert sorted([*first.tolist(), *apart.tolist()]) == ready.data.audit.tolist()
+    result = Run.create(request, tmp_path / "run").execute()
+    stopped = result["auto"]["tried"][1]
+    assert (stopped["method"], stopped["rows"], stopped["passes"]) == ("plain(), stopped early", 200, 0)
+    few = prepare(Request(flower_table(tmp_path / "f.csv"), target="outcome", model="mlp"))
+    assert isinstance(few, network_run.AutoRun)
+    assert "too few to choose an epoch" in few.left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"audit_folds": 3}, "leave --audit-folds out, or give --method"),
+        ({"training": (("audit", "strict"),)}, "audits no generations; leave --audit out"),
+        ({"training": (("patience", 2),)}, "leave --patience out"),
+        ({"method": "auto(most=0)"}, "most is at least 1"),
+        ({"method": "auto(mots=2)"}, "nearest: most"),
+        ({"method": "aut()"}, "nearest: auto"),
+        ({"method": "auto()", "targets": "t"}, "--targets"),
+    ],
+)
+def test_what_auto_cannot_be_asked_is_refused_before_training(more: dict[str, Any], words: str) -> None:
+    with pytest.raises(SelfdistillError, match=words):
+        prepare(Request(**more))

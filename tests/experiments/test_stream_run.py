@@ -326,3 +326,17 @@ def test_the_command(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     refused = CliRunner().invoke(main, ["update", str(base), "new.csv", "--text", "x"])
     assert refused.exit_code == 2
     assert "leave --text out" in refused.output
+
+
+def test_auto_of_a_stream_is_chosen_by_the_validation_rows_of_all_tasks(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tasks": 2, "steps": 3, "model": "mlp(width=4)", "device": "cpu"}
+    request = Request(table(tmp_path / "t.csv", "abcd", 0), target="kind", method="auto(most=3)", **options)
+    result = Run.create(request, tmp_path / "run").execute()
+    tried = result["auto"]["tried"]
+    assert [trial["method"] for trial in tried] == ["plain()", "er()", "lwf()"]
+    best = max(tried, key=lambda trial: trial["score"])
+    assert (best["chosen"], result["method"]) == (True, best["method"])
+    assert "auto()" in (tmp_path / "run" / "README.md").read_text()
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    again = Run.create(request, tmp_path / "run").execute()
+    assert again["auto"] == result["auto"]

@@ -270,6 +270,23 @@ def test_preflight_of_few_prompts_does_not_say_go() -> None:
     )  # fmt: skip
 
 
+def test_auto_of_prompts_is_chosen_by_the_audit_beside_the_model_before(place: Path) -> None:
+    code, out, err = call(
+        "run", f"{place}/p.jsonl", "--model", f"{place}/tiny", "--method", "auto(most=2)", "--max-tokens", "4",
+        "--steps", "1", "--batch-size", "4", "--out", f"{place}/auto", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert "auto(): 2 trainings" in err
+    assert [trial["method"] for trial in result["auto"]["tried"]] == ["sft()", "ssd()"]
+    assert sum(trial["chosen"] for trial in result["auto"]["tried"]) == 1
+    code, _, err = call(
+        "run", f"{place}/bare.jsonl", "--model", f"{place}/tiny", "--method", "auto()", "--audit", "off"
+    )
+    assert code == 2
+    assert "auto() chooses on the audit prompts" in err
+
+
 def test_a_budget_takes_steps_of_a_language_model_and_its_control(tmp_path: Path) -> None:
     write_prompts(tmp_path)
     passed(
