@@ -273,9 +273,16 @@ class NetworkRun:
             settings["batch_size"] = min(self.request.batch_size, len(self.data.labelled))
         with budget.following():
             return fit(
-                self.build, self.data, plain(), out=folder, resume=True, device=self.request.device,
-                progress=listeners.progress("plain(), the baseline"), warn=listeners.warn, **settings,
-            )  # fmt: skip
+                self.build,
+                self.data,
+                plain(),
+                out=folder,
+                resume=True,
+                device=self.request.device,
+                progress=listeners.progress("plain(), the baseline"),
+                warn=listeners.warn,
+                **settings,
+            )
 
     def held_out(self, fold: int, folds: int, folder: Path, listeners: Listeners) -> HeldOut:
         """Train on all labelled rows but those of a fold, and score these."""
@@ -433,10 +440,16 @@ class AutoRun(NetworkRun):
             title = f"candidate {next(positions)} of {len(self.candidates)}, {ready.expression}"
             out = folder / candidate_folder(number, ready.expression)
             return fit(
-                ready.build, ready.data, ready.method, out=out, resume=True,
-                device=self.request.device, progress=listeners.progress(title),
-                warn=listeners.warn_of(ready.expression), **ready.settings,
-            )  # fmt: skip
+                ready.build,
+                ready.data,
+                ready.method,
+                out=out,
+                resume=True,
+                device=self.request.device,
+                progress=listeners.progress(title),
+                warn=listeners.warn_of(ready.expression),
+                **ready.settings,
+            )
 
         choice = self.choose(fit_candidate, listeners.tell)
         ready, trained, control = self.chosen(choice)

@@ -159,8 +159,10 @@ def first_request(request: Request) -> Request:
             raise DataError("--trials counts the trials of a search; give --search EXPR, or leave it out")
         return request
     if request.method is not None:
-        raise DataError(f"--search tries a recipe's arguments and --method {one_line(request.method, 60)} names them; "
-                        "give one of them")  # fmt: skip
+        raise DataError(
+            f"--search tries a recipe's arguments and --method {one_line(request.method, 60)} names them; "
+            "give one of them"
+        )
     return replace(request, method=next(parse_space(request.search).corners()), search=None, trials=None, explore=None)
 
 

@@ -90,9 +90,17 @@ class StreamRun(NetworkRun):
         tasks = _tasks(self.data, self.request)[0].rows
         settings = {**self.settings, "audit": "off", "batch_size": min(self.settings["batch_size"], *map(len, tasks))}
         return fit_stream(
-            self.build, self.data, self.method, tasks, out=folder, resume=True, device=self.request.device,
-            progress=listeners.progress(title or self.expression), warn=listeners.warn, **settings,
-        )  # fmt: skip
+            self.build,
+            self.data,
+            self.method,
+            tasks,
+            out=folder,
+            resume=True,
+            device=self.request.device,
+            progress=listeners.progress(title or self.expression),
+            warn=listeners.warn,
+            **settings,
+        )
 
     def train(self, folder: Path, listeners: Listeners, own: Path | None = None) -> dict[str, Any]:
         """The method, then naive training, then joint training of as many steps; each goes on from its checkpoints.
@@ -340,9 +348,17 @@ class UpdateRun(NetworkRun):
         if self.request.control:
             with budget.following(alike=True):
                 naive = fit_update(
-                    build, data, plain(), self.before, {}, out=folder / "naive", progress=begin(NAMES["naive"]),
-                    warn=listeners.warn_of(NAMES["naive"]), **common, **settings,
-                )  # fmt: skip
+                    build,
+                    data,
+                    plain(),
+                    self.before,
+                    {},
+                    out=folder / "naive",
+                    progress=begin(NAMES["naive"]),
+                    warn=listeners.warn_of(NAMES["naive"]),
+                    **common,
+                    **settings,
+                )
             models["naive"] = naive.model.cpu()
         result = self._result(folder, trained, None, False)
         result["update"] = self._scores(models)

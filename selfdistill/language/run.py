@@ -110,16 +110,25 @@ class LanguageRun:
     def train_method(self, folder: Path, listeners: Listeners, title: str | None = None) -> Result:
         """Train the method alone, from wherever it was cut."""
         return fit(
-            self.build, self.data, self.method, out=folder, progress=listeners.progress(title or self.expression),
-            tell=listeners.tell, **self.options(listeners), **self.settings,
-        )  # fmt: skip
+            self.build,
+            self.data,
+            self.method,
+            out=folder,
+            progress=listeners.progress(title or self.expression),
+            tell=listeners.tell,
+            **self.options(listeners),
+            **self.settings,
+        )
 
     def options(self, listeners: Listeners) -> dict[str, Any]:
         """What the trainings of the method and of its control share."""
         return {
-            "suite": self.suite, "max_tokens": self.max_tokens, "device": self.request.device, "resume": True,
+            "suite": self.suite,
+            "max_tokens": self.max_tokens,
+            "device": self.request.device,
+            "resume": True,
             "warn": listeners.warn,
-        }  # fmt: skip
+        }
 
 
 @dataclass
@@ -309,10 +318,15 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners, own: Path | No
         longer = {**ready.settings, "steps": trained.steps}
         with budget.following():
             control = fit(
-                ready.build, ready.data, sft(), out=folder / "control",
+                ready.build,
+                ready.data,
+                sft(),
+                out=folder / "control",
                 progress=listeners.progress("sft(), the baseline"),
-                hear=lambda line: tell(f"sft(), the baseline: {line}"), **options, **longer,
-            )  # fmt: skip
+                hear=lambda line: tell(f"sft(), the baseline: {line}"),
+                **options,
+                **longer,
+            )
     evaluator = Evaluator(ready, choose_device(request.device), tell)
     result = _result(ready, folder, trained, control, evaluator)
     if distributed.rank() == 0:

@@ -70,12 +70,20 @@ def auto_card() -> dict[str, Any]:
 
 def auto_text(card: Mapping[str, Any]) -> str:
     """The card of the recipe for people."""
-    return "\n".join([
-        card["expression"], card["summary"], "", *(f"    {line}" for line in card["equation"].splitlines()), "",
-        f"tries:       {', '.join(f'{name}()' for name in card['candidates'])}; at most {card['most']} of them",
-        "cost:        one training of full length for each; on tables of learners see docs/auto.md",
-        f"needs:       {card['needs']}", f"source:      {card['source']}", *argument_lines(card["arguments"]),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            card["expression"],
+            card["summary"],
+            "",
+            *(f"    {line}" for line in card["equation"].splitlines()),
+            "",
+            f"tries:       {', '.join(f'{name}()' for name in card['candidates'])}; at most {card['most']} of them",
+            "cost:        one training of full length for each; on tables of learners see docs/auto.md",
+            f"needs:       {card['needs']}",
+            f"source:      {card['source']}",
+            *argument_lines(card["arguments"]),
+        ]
+    )
 
 
 def read_auto(expression: str) -> Auto:

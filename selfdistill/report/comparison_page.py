@@ -88,7 +88,7 @@ def render_label_curve(result: dict[str, Any]) -> str:
         section("Labels needed", figure(drawing, f"{metric} on test rows, mean of the seeds."), table(head, lines)),
         section("The comparisons", *(paragraph(f"{n} labels: labels-{n}/report.html", "soft") for n in counts)),
         section("How it was made", code(typed(result["command"]))),
-    ]  # fmt: skip
+    ]
     return page(f"{', '.join(result['methods'])} by labels on {result['data']['name']}", parts)
 
 

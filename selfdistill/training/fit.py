@@ -246,8 +246,13 @@ def step_cost(
         The cost.
     """
     method = for_task(method, data.task)
-    trainer = Trainer(NetworkTask(build, sealed(data), method), method, Settings(**settings),
-                      device=choose_device(device), warn=lambda line: None)  # fmt: skip
+    trainer = Trainer(
+        NetworkTask(build, sealed(data), method),
+        method,
+        Settings(**settings),
+        device=choose_device(device),
+        warn=lambda line: None,
+    )
     trainer.begin(0)
     until = budget.Expense(*(spent + left for spent, left in zip(meter.spent, meter.left(), strict=True)))
     step, evaluation = trainer.measure(budget.Allowance(meter, "baseline", "", until, budget.Expense()))

@@ -273,9 +273,13 @@ def convergence(cells: Cells, name: str, plain: str = PLAIN) -> dict[str, Any] |
     )
     whole = statistics.median(record["curve"][-1]["step"] for record in cells[name].values())
     return {
-        "steps": median, "interval": [low, high], "coverage": coverage, "seeds": len(steps),
-        "reached": sum(map(math.isfinite, steps)), "share": None if median is None else median / whole,
-    }  # fmt: skip
+        "steps": median,
+        "interval": [low, high],
+        "coverage": coverage,
+        "seeds": len(steps),
+        "reached": sum(map(math.isfinite, steps)),
+        "share": None if median is None else median / whole,
+    }
 
 
 def median_depth(count: int, level: float = 0.95) -> tuple[int, float]:
@@ -336,22 +340,31 @@ def label_curve(parts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         by_seed = [[sign * score for score in seed] for seed in zip(*(curve or [] for curve in curves), strict=True)]
         reach = amount_reached(counts, by_seed, [sign * goal for goal in goals])
         ends = [_labels(reach.low, counts), _labels(reach.high, counts)]
-        rows.append({
-            "name": row["name"], "kind": row["kind"], "means": [statistics.fmean(curve or []) for curve in curves],
-            "labels": [None if math.isinf(value) else value for value in reach],
-            "needed": [_labels(reach.amount, counts), ends[0] if ends[0] == ends[1] else " to ".join(ends)],
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": row["name"],
+                "kind": row["kind"],
+                "means": [statistics.fmean(curve or []) for curve in curves],
+                "labels": [None if math.isinf(value) else value for value in reach],
+                "needed": [_labels(reach.amount, counts), ends[0] if ends[0] == ends[1] else " to ".join(ends)],
+            }
+        )
     goal = statistics.fmean(goals)
     shown = f"{100 * goal:.1f} %" if metric in POINTS else f"{goal:.4g}"
     return {
-        "metric": metric, "labels": counts, "plain": plain, "goal": goal, "seeds": seeds, "rows": rows,
+        "metric": metric,
+        "labels": counts,
+        "plain": plain,
+        "goal": goal,
+        "seeds": seeds,
+        "rows": rows,
         "verdict": [
             f"{row['name']}: for the {metric} of {plain} with {counts[-1]} labels ({shown}) it needs "
             f"{row['needed'][0]} labels [{row['needed'][1]}]."
             for row in rows
             if row["kind"] == "method"
         ],
-    }  # fmt: skip
+    }
 
 
 def _labels(amount: float, counts: Sequence[int]) -> str:
