@@ -12,6 +12,8 @@ from .core.step import TrainingClock
 class RunShare:
     """A share of the run that is larger in short ones: ``short`` at 0 steps, ``full`` from ``steps`` on.
 
+    A loop that does not say how long it is counts as long.
+
     >>> [RunShare(0.1, 0.4, 1000)(TrainingClock(steps=n)) for n in (500, 1000, 2000)]
     [0.25, 0.1, 0.1]
     """
@@ -21,7 +23,8 @@ class RunShare:
     steps: int = 2**20
 
     def __call__(self, clock: TrainingClock) -> float:
-        return self.full + (self.short - self.full) * max(0.0, 1.0 - clock.length / self.steps)
+        missing = max(0.0, 1.0 - clock.length / self.steps) if clock.length > 1 else 0.0
+        return self.full + (self.short - self.full) * missing
 
 
 @dataclass(frozen=True)
@@ -218,4 +221,5 @@ class RunDecay:
     least: float = 0.9
 
     def __call__(self, clock: TrainingClock) -> float:
-        return max(self.least, 1.0 - (1.0 - self.decay) * self.steps / clock.length)
+        steps = clock.length if clock.length > 1 else self.steps  # a loop that does not say how long it is
+        return max(self.least, 1.0 - (1.0 - self.decay) * self.steps / steps)

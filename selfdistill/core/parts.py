@@ -436,7 +436,8 @@ class BaseTerm:
 
     def weight_at(self, clock: TrainingClock) -> float:
         """What the term counts for at a place of the run."""
-        return value_at(self.weight, clock)
+        weight = self.weight  # not `value_at`: every term of every step comes here
+        return float(weight(clock) if callable(weight) else weight)
 
     def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
         """The sum over the elements, and the count to divide by."""

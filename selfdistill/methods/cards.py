@@ -25,7 +25,7 @@ from .validate import check_method
 
 _SECTION = re.compile(r"^(Source|Needs|Departs): (.+?)(?=\n\n|\n[A-Z][a-z]+: |\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK = r"^{}\n+((?:    .*\n?|\n)+)"  # a heading and the indented lines below it
-_ARGUMENT = re.compile(r"^(\w+): (.+?)(?=\n\w+: |\Z)", re.MULTILINE | re.DOTALL)
+_ARGUMENT = re.compile(r"^(\w+(?:, \w+)*): (.+?)(?=\n\w+(?:, \w+)*: |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def card(name: str) -> dict[str, Any]:
@@ -62,7 +62,11 @@ def describe(name: str, recipe: Callable[..., Any]) -> dict[str, Any]:
         "signature": f"{name}({', '.join(f'{p.name}={p.default!r}' for p in parameters)})",
         "summary": text.splitlines()[0],
         "equation": _block(text, "Equation::"),
-        "arguments": {key: " ".join(about.split()) for key, about in _ARGUMENT.findall(_block(text, "Args:"))},
+        "arguments": {
+            key: " ".join(about.split())
+            for keys, about in _ARGUMENT.findall(_block(text, "Args:"))
+            for key in keys.split(", ")
+        },
         "needs": sections.get("needs", "labelled rows").rstrip("."),
         "departs": sections.get("departs", ""),
         "source": sections.get("source", ""),

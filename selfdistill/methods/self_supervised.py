@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..core.objective import Method
@@ -148,16 +149,8 @@ def dino(
     heads = Projectors(WIDTHS, prototypes=prototypes, norm=norm)
     small, loss = [f"small{i + 1}" for i in range(crops)], PrototypeCrossEntropy(temperature, sharp)
     pairs = [*PAIRS, *((v, w) for v in small for w in ("x", "other"))]
-    terms = {
-        f"{v}_from_{w}": Term(
-            CentredMomentum(DINO if decay is None else decay, w, centring=centring),
-            loss,
-            v,
-            "prototypes",
-            weight=1 / len(pairs),
-        )
-        for v, w in pairs
-    }
+    teacher = partial(CentredMomentum, DINO if decay is None else decay, centring=centring)
+    terms = {f"{v}_from_{w}": Term(teacher(w), loss, v, "prototypes", weight=1 / len(pairs)) for v, w in pairs}
     views = Views((*CROPS.views, *(View(v, "all", "local") for v in small)))
     return Method(terms, views=views, wrap_model=heads, forward="separate")
 

@@ -315,6 +315,11 @@ def uda(
     )
 
 
+def untuned(value: float, tune: float) -> Schedule:
+    """A weight until the student of meta pseudo-labels is tuned, in the last share ``tune`` of a short run."""
+    return ShortRun(Until(value, 0.9), 1.0 - tune, META)
+
+
 def meta_pseudo_labels(
     meta: float = 1.0, rate: float = 0.1, weight: NonNegative = 1.0, ramp: Share = 0.4, temperature: Positive = 0.7,
     confidence: Share = 0.6, smoothing: Share = 0.15, tune: Share = 0.75, ratio: Ratio | None = None,
@@ -365,18 +370,14 @@ def meta_pseudo_labels(
     label_loss, sharpened = CrossEntropy(smoothing=smoothing), Sharpened(CrossEntropy(), temperature)
     teacher, gate = CurrentStudent("weak", "teacher"), Confident(confidence)
     ramp_up = ShortRun(Rise(weight, 1 / 60), ramp, META)
-
-    def untuned(value: float) -> Schedule:
-        return ShortRun(Until(value, 0.9), 1.0 - tune, META)
-
     terms = {
         "label": Term(Labels(), label_loss, "labelled", "teacher"),
-        "pseudo": Term(CurrentStudent(head="teacher"), label_loss, "strong", weight=untuned(1.0)),
+        "pseudo": Term(CurrentStudent(head="teacher"), label_loss, "strong", weight=untuned(1.0, tune)),
         "consistency": Term(teacher, sharpened, "strong", "teacher", gate, ramp_up),
         "tuned": supervised("labelled", weight=ShortRun(After(1.0, 0.9), 1.0 - tune, META)),
     }
     if meta:
-        terms["meta"] = Feedback(loss=label_loss, rate=rate, weight=untuned(meta))
+        terms["meta"] = Feedback(loss=label_loss, rate=rate, weight=untuned(meta, tune))
     views, least = weak_strong(ratio, labelled, weak, strong, META), LeastSteps("meta_pseudo_labels", 500)
     return Method(terms, views, Paired(), forward="separate", least=least)
 

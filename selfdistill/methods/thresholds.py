@@ -165,18 +165,10 @@ def softmatch(
 
 
 def dash(
-    weight: NonNegative = 1.0,
-    base: float = 1.27,
-    floor: float = 0.05,
-    warm_up: float | None = None,
-    period: float | None = None,
-    temperature: Positive = 0.5,
-    ratio: Ratio | None = None,
-    ramp: Share = 1.0,
-    labelled: str = "default",
-    weak: str = "default",
-    strong: str = "strong",
-) -> Method:
+    weight: NonNegative = 1.0, base: float = 1.27, floor: float = 0.05, warm_up: float | None = None, period: float |
+    None = None, temperature: Positive = 0.5, ratio: Ratio | None = None, ramp: Share = 1.0, labelled: str = "default",
+    weak: str = "default", strong: str = "strong",
+) -> Method:  # fmt: skip
     """Dash: FixMatch that trusts pseudo-labels whose own loss is below a threshold, which falls over time.
 
     Equation::

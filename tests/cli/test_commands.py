@@ -230,7 +230,7 @@ def test_methods_lists_every_recipe_for_people_and_for_programs() -> None:
     cards = json.loads(passed("methods", "--json").stdout)
     assert [card["name"] for card in cards if card["for"] == "networks"] == [*recipes(), "auto"]
     assert [card["name"] for card in cards if card["for"] == "learners"] == [
-        n for n in estimator_recipes() if n not in recipes()
+        n for n in estimator_recipes() if n not in {*recipes(), "auto"}
     ]
     text = passed("methods").stdout
     for card in cards:
@@ -245,7 +245,7 @@ def test_explain_prints_the_card_for_people_and_for_programs() -> None:
         "Confident(threshold=0.9)",
         found["equation"],
         "strong: unlabelled rows",
-        "15 forward",
+        "6.813 x a plain step",  # in a run of 2,000 steps
         "NeurIPS 2020",
     ):
         assert words in text
@@ -276,11 +276,25 @@ def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() ->
     request, settings = ({f.name for f in fields(kind)} for kind in (Request, Settings))
     common = set(TRAINING) | {"out", "as_json", "quiet", "trust_code"}
     own = {"adapt", "order", "domains", "leave_out", "verify", "warm"}
-    assert options == (request - {"training", "update"} - own) | common
+    tried = {"search", "trials", "explore"}
+    request -= {"decisions"}  # of --labels FILE
+    assert options - {"product"} == (request - {"training", "update"} - own) | common  # --product is of auto()
     updates = {parameter.name for parameter in main.commands["update"].params}
     policies = {"net", "sees", "teacher", "episodes", "engine", "deployment"}
-    assert updates == (request - {"training", "tasks", "audit_folds", "targets"} - own - policies) | common
-    shared = {"data", "target", "test", "augment", "epochs", "steps", "batch_size", "seed", "device", "method"}
+    assert updates == (request - {"training", "tasks", "audit_folds", "targets"} - own - policies - tried) | common
+    shared = {
+        "budget",
+        "data",
+        "target",
+        "test",
+        "augment",
+        "epochs",
+        "steps",
+        "batch_size",
+        "seed",
+        "device",
+        "method",
+    }
     adaptations = {parameter.name for parameter in main.commands["adapt"].params}
     assert adaptations == own | shared | common | {"control", "memory", "raw_csv"}
     assert settings == set(TRAINING) | {"epochs", "steps", "batch_size", "seed"}

@@ -173,7 +173,7 @@ def test_fixmatch_sees_words_hidden_in_two_ways(here: Path) -> None:
     def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         seen.extend(batches)
 
-    method = recipes()["fixmatch"](ratio=2.0, confidence=0.4)
+    method = recipes()["fixmatch"](ratio=2.0, confidence=0.4, weak="weak")
     fit(registry.parse("tiny", data.shape, 2), data, method, steps=2, batch_size=8, watch=watch, vitals=False)
     for batch in seen:
         assert batch["weak"].id is not None

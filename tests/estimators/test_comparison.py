@@ -39,7 +39,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_table_has_the_metrics_of_values_and_the_controls_of_learners(compared: Path) -> None:
     found: dict[str, Any] = json.loads((compared / "out.json").read_text())
-    assert set(found["metrics"]) == {"rmse", "mae", "r2", "width", "coverage"}
+    assert set(found["metrics"]) == {"rmse", "mae", "r2", "width", "coverage", "rmse_gap"}
     names = [row["name"] for row in found["rows"]]
     assert names[0] == "peer_taught()"
     assert set(names[1:]) == {
@@ -99,7 +99,7 @@ def test_classes_have_scikit_learns_self_training_among_the_controls() -> None:
     assert [job.count for job in jobs if job.name == "bagged"] == [30]
     record = comparison.train_job(jobs[-1], request, Path())
     row = record["rows"]["SelfTrainingClassifier"]
-    assert row["metrics"].keys() == {"accuracy", "nll", "ece", "brier", "aurc"}
+    assert row["metrics"].keys() == {"accuracy", "nll", "ece", "brier", "aurc", "gap"}
     assert row["audit"]["accuracy"] > 0.5
 
 

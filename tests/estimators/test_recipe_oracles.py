@@ -21,6 +21,7 @@ VALUES = [Ridge(1.0), KNeighborsRegressor(3), Ridge(30.0)]
 CLASSES = [DecisionTreeClassifier(max_depth=2, random_state=0), GaussianNB()]
 
 CASES: list[tuple[str, bool, dict[str, Any], dict[str, Any]]] = [
+    ("auto", False, {"product": "single", "synthetic": 0}, {}),
     ("self_distilled", False, {"generations": 3, "xi": 0.4, "peers": None}, {"audit": "off"}),
     ("self_distilled", False, {"generations": 3, "xi": -0.3}, {"audit": "off"}),
     ("self_distilled", False, {"generations": 2}, {"audit": "off"}),
@@ -38,6 +39,9 @@ def test_a_recipe_is_its_plain_loop(name: str, classify: bool, options: dict[str
     signal = rows @ [1.0, -2.0, 0.5] + random.normal(size=120)
     X, U, y = rows[:40], rows[40:], (signal[:40] > 0).astype(int) + (signal[:40] > 1) if classify else signal[:40]
     learner, *peers = [LogisticRegression(), *CLASSES] if classify else VALUES
+    if name == "auto":  # of which the first is not the best
+        peers, learner = [learner, peers[0]], peers[1]
+        more = {"learners": dict(zip("ab", peers, strict=True))}
     model = recipes()[name](**options).make(learner, peers, classify, random_state=0, **more).fit(X, y, X_unlabeled=U)
     alone = (name == "self_trained" and options.get("peers") is None) or options.get("peers", "") is None
     temperatures = [line["temperature"] or 1.0 for line in model.history_[1:]]

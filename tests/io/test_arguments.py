@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -85,7 +86,9 @@ def test_every_default_of_every_recipe_is_in_its_range_and_a_name_has_one_range(
     for name, recipe in recipes().items():
         assert checked(recipe)() == recipe(), name
         for parameter, kind in get_type_hints(recipe, include_extras=True).items():
-            ranges.setdefault(parameter, set()).update(getattr(kind, "__metadata__", [None]))
+            left_open = [member for member in get_args(kind) if member is not type(None)]  # `Ratio | None`
+            own = left_open[0] if get_origin(kind) in (Union, UnionType) else kind
+            ranges.setdefault(parameter, set()).update(getattr(own, "__metadata__", [None]))
     for shared in ("weight", "temperature", "decay", "confidence", "ratio", "generations"):
         (limits,) = ranges[shared]
         assert isinstance(limits, Range), shared

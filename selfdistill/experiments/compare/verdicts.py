@@ -271,7 +271,8 @@ def convergence(cells: Cells, name: str, plain: str = PLAIN) -> dict[str, Any] |
         None if math.isinf(value) else round(value)
         for value in (steps[depth - 1], statistics.median_high(steps), steps[-depth])
     )
-    whole = statistics.median(record["curve"][-1]["step"] for record in cells[name].values())
+    lengths = [record["curve"][-1]["step"] for record in cells[name].values() if record["curve"]]
+    whole = statistics.median(lengths) if lengths else math.inf  # a model before training has no curve
     return {
         "steps": median,
         "interval": [low, high],

@@ -72,7 +72,7 @@ def test_every_row_is_there_and_matched(whole: Path) -> None:
     ]  # fmt: skip
     amount = found["budget"]["amount"]
     for row in found["rows"]:
-        assert set(row["metrics"]) == {"accuracy", "nll", "ece", "brier", "aurc"}
+        assert set(row["metrics"]) == {"accuracy", "nll", "ece", "brier", "aurc", "gap"}
         total = row["passes"]["total"]
         if row["name"] == "weight decay":
             total /= 4  # four of them, each with the whole budget
