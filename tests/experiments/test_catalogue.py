@@ -69,7 +69,7 @@ def test_the_page_has_every_recipe_once() -> None:
         ),
         (
             "fixmatch",
-            ["Needs unlabelled rows.", "Costs 6.813 x a plain step (6.813 forward, 6.813 backward), 1 training."],
+            ["Needs unlabelled rows.", "Costs 6.813 x a plain step (6.81284 forward, 6.81284 backward), 1 training."],
         ),
         ("born_again", ["1.333 x a plain step (2 forward, 1 backward) in all but the first, 2 trainings."]),
         ("self_trained", ["Costs 6 trainings of the learner."]),
