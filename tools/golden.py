@@ -101,7 +101,8 @@ import selfdistill.methods as networks
 from selfdistill.language import recipes as language
 from selfdistill.estimators import recipes as learners
 places = {"networks": networks, "language models": language, "learners": learners}
-print(json.dumps({c["name"]: repr(getattr(places[c["for"]], c["name"])()) for c in json.load(sys.stdin)}))
+made = [(c["name"], places.get(c["for"])) for c in json.load(sys.stdin)]  # policies need packages of their own
+print(json.dumps({name: repr(getattr(place, name)()) for name, place in made if hasattr(place, name)}))
 """
 
 _EXPLAIN = """
