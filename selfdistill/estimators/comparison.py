@@ -210,14 +210,18 @@ def _picked(work: TableJob) -> dict[str, Any]:
     learners = base_learners.stack_learners(own, prepared.data.sample, prepared.classify, len(prepared.data.labelled))
     members = {name: one if one is own else seeded_clone(one, random) for name, one in learners.items()}
     candidates = {**members, "the mean of all": MeanEnsemble(list(members.values()))}
-    y = torch.from_numpy(prepared.data.y[prepared.data.labelled])
-    scores = {}
-    for name, model in candidates.items():
-        held, outputs = cross_predict(prepared, model, work.seed)
-        figures = scored(outputs, y[torch.from_numpy(held)], prepared.data.task)
+    held, outputs = None, dict[str, torch.Tensor]()
+    for name, model in members.items():
+        held, outputs[name] = cross_predict(prepared, model, work.seed)
+    assert held is not None
+    several = torch.stack(list(outputs.values()))
+    outputs["the mean of all"] = several.exp().mean(0).log() if prepared.classify else several.mean(0)
+    y, scores = torch.from_numpy(prepared.data.y[prepared.data.labelled[held]]), dict[str, float]()
+    for name, output in outputs.items():
+        figures = scored(output, y, prepared.data.task)
         scores[name] = figures["accuracy"] if prepared.classify else -figures["rmse"]
     best = max(scores, key=lambda name: scores[name])
-    trainings = 2 * len(members) * len(folds_of(prepared, work.seed)) + 1  # the mean's folds are its members' again
+    trainings = len(members) * len(folds_of(prepared, work.seed)) + (len(members) if best not in members else 1)
     return work.control(fit(prepared, candidates[best]), trainings, settings=best)
 
 
