@@ -351,7 +351,7 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
 
     automatic = isinstance(learner, AutoDistillation)
     if automatic:
-        what = visible(len(data.labelled), "accuracy" if run.classify else "mse").replace("validation", "labelled")
+        what = visible(len(data.labelled), "accuracy" if run.classify else "mse", "labelled")
         listeners.tell(f"auto(): learners of several kinds, their stack and a student of it, judged by {what}")
     with threadpool_limits(torch.get_num_threads()):  # scikit-learn's threads are not torch's
         with keeping(folder / "fits", progress, KEPT):

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import rng
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError, SpaceError, VitalsError
-from ..io.expressions import expression_name, one_line, parse_expression
+from ..io.expressions import one_line, parse_expression
 from ..io.run_record import Request
 from ..io.schema import find_fault
+from ..methods.registry import is_auto
 from ..training import budget
-from ..training.budget import most_trials
 from ..training.task_type import FoldTrial, Listeners, PreparedRun, TaskType
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def refuse_explore(request: Request, expression: str) -> None:
     Raises:
         DataError: there is one, and neither a search nor auto().
     """
-    if request.explore is not None and request.search is None and expression_name(expression) != "auto":
+    if request.explore is not None and request.search is None and not is_auto(expression):
         raise DataError(
             f"--explore bounds what auto() and --search try out, and {expression} is one recipe; leave it out, or give "
             "--method 'auto()'"
@@ -235,7 +235,7 @@ def search(request: Request, task: TaskType, folder: Path, listeners: Listeners)
     number = request.trials or min(grid or TRIALS, TRIALS if any(not d.choices for d in space.dimensions) else MOST)
     planned = min(number, grid or number)
     folds = request.audit_folds or FOLDS
-    bounded = most_trials(planned, request.explore, folds)
+    bounded = budget.most_trials(planned, request.explore, folds)
     if bounded < planned:
         listeners.warn(f"--explore {request.explore:g}: {bounded} trials in place of {planned}")
     planned = bounded
@@ -268,15 +268,19 @@ def search(request: Request, task: TaskType, folder: Path, listeners: Listeners)
     trials = _finished(study)
     best = _best(trials)
     listeners.tell(f"the search chooses {best.user_attrs['expression']} of {len(trials)} trials")
+    asked = {"space": request.search, "planned": planned, "folds": folds}
+    winner = task.prepare(replace(base, method=best.user_attrs["expression"]))
+    return winner, {"search": {**asked, **_record(trials), "sampler": "GridSampler" if exhaustive else "TPESampler"}}
+
+
+def _record(trials: Sequence[Any]) -> dict[str, Any]:
+    """The trials and what they took, as a result holds them."""
     rows = [
         {name: t.user_attrs[name] for name in ("expression", "pruned", "trouble")}
         | {"loss": t.value, "folds": len(t.intermediate_values)}
         for t in trials
     ]
-    record: dict[str, Any] = {"space": request.search, "planned": planned, "folds": folds, "trials": rows}
-    record |= {"passes": math.fsum(t.user_attrs["passes"] for t in trials)}
-    winner = task.prepare(replace(base, method=best.user_attrs["expression"]))
-    return winner, {"search": {**record, "sampler": "GridSampler" if exhaustive else "TPESampler"}}
+    return {"trials": rows, "passes": math.fsum(t.user_attrs["passes"] for t in trials)}
 
 
 def _best(trials: Sequence[Any]) -> Any:

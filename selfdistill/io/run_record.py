@@ -377,7 +377,8 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     write_json(path, {**body, "sha256": _digests(body)})
 
 
-LOGS = ("metrics.jsonl", "control/metrics.jsonl")
+METRICS = "metrics.jsonl"
+LOGS = (METRICS, f"control/{METRICS}")
 
 
 def log_digests(folder: Path) -> dict[str, str]:

@@ -18,8 +18,7 @@ from ..errors import DataError, NotFiniteError, RecipeError, VitalsError
 from ..evaluation.statistics import smallest_visible
 from ..io.expressions import expression_name
 from ..io.files import write
-
-LOG = "metrics.jsonl"
+from ..io.run_record import METRICS
 
 T = TypeVar("T")
 
@@ -145,14 +144,14 @@ def foreword(names: Sequence[str], each: str, chooses: str) -> list[str]:
     return [f"auto(): {len(names)} trainings {each}: {', '.join(names)}", f"auto(): chooses by {chooses}"]
 
 
-def visible(rows: int, measure: str) -> str:
-    """How small a difference between two candidates so many validation rows can show, in words."""
+def visible(rows: int, measure: str, kind: str = "validation") -> str:
+    """How small a difference between two candidates so many rows of a kind can show, in words."""
     if measure != "accuracy":
-        return f"{rows} validation rows; differences within their spread may be chance"
+        return f"{rows} {kind} rows; differences within their spread may be chance"
     least = smallest_visible(rows, 0.05)
     if least > 1:
-        return f"{rows} validation rows, which show no difference for certain"
-    return f"{rows} validation rows; a difference below {100 * least:.1f} points may be chance"
+        return f"{rows} {kind} rows, which show no difference for certain"
+    return f"{rows} {kind} rows; a difference below {100 * least:.1f} points may be chance"
 
 
 def candidate_folder(number: int, expression: str) -> str:
@@ -177,7 +176,7 @@ def refuse_budget(bounds: str | None) -> None:
 def copy_log(source: Path, target: Path) -> None:
     """Copy the metrics of a candidate's training to where reports read those of a run."""
     target.mkdir(parents=True, exist_ok=True)
-    write(target / LOG, (source / LOG).read_text(encoding="utf-8"))
+    write(target / METRICS, (source / METRICS).read_text(encoding="utf-8"))
 
 
 def try_each(
