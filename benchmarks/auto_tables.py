@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -25,8 +24,9 @@ from scipy.stats import ttest_1samp
 from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 
-from selfdistill.estimators import AutoClassifier, AutoRegressor, save
+from selfdistill.estimators import AutoClassifier, AutoRegressor
 from selfdistill.estimators.base_learners import ALONE, learner
+from selfdistill.estimators.io import file_size
 from selfdistill.estimators.wrappers import seeded_clone
 from selfdistill.evaluation.predict import halfwidth
 from selfdistill.evaluation.statistics import holm, interval
@@ -75,14 +75,6 @@ def measured(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - begun
 
 
-def megabytes(model: Any) -> float:
-    """The size of a model's file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.skops"
-        save(model, path)
-        return path.stat().st_size / 1e6
-
-
 def run(name: str, seed: int, noise: float) -> dict[str, Any]:
     """One table and seed: errors of all arms on the test rows, the choice, and what it cost."""
     table = TABLES[name]
@@ -112,7 +104,7 @@ def run(name: str, seed: int, noise: float) -> dict[str, Any]:
         "table": name, "seed": seed, "classify": table.classify, "noise": noise, "errors": errors,
         "product": next((row["name"] for row in model.candidates_ if row["outcome"] == "product"), None),
         "candidates": model.candidates_, "notes": model.notes_, "cpu": cost / seconds, "plain_seconds": seconds,
-        "prediction": fast / max(slow, 1e-9), "file": megabytes(single) / megabytes(plain),
+        "prediction": fast / max(slow, 1e-9), "file": file_size(single) / file_size(plain),
     }  # fmt: skip
     errors["picked"] = picked(model.candidates_, table.classify, part, labels, seed, error)
     if not table.classify and model.residuals_ is not None:
