@@ -19,7 +19,7 @@ from .resume import FitProgress, TrainingCache
 from .self_distillation import SelfDistilledClassifier, SelfDistilledRegressor
 from .stacking import LearnerPool, Stack, bounded, distinct_rows
 from .students import student_of
-from .tables import LEFT_OUT, TrainingTable, assign_folds, resolve_folds
+from .tables import TrainingTable, assign_folds, resolve_folds, teaching_rows
 from .wrappers import seeded_clone, weight_parameter
 
 PRODUCTS = ("best", "single", "stack")
@@ -134,43 +134,41 @@ class TableTrial:
 
     def student(self, pool: LearnerPool, stacked: Floats, learner: Any) -> Any:
         """One learner, taught on labelled, unlabelled and synthetic rows by the stack of all rows."""
-        weights = pool.weights(self.y)
-        teacher = self.targets.encode(self.table.y).astype(np.float64)
-        teacher[self.folds.held_out] = stacked
-        return self._teach(self.table, learner, weights, pool, None, teacher, "student")
+        return self._teach(self.table, learner, pool, None, self._soft_labels(stacked), "student")
 
     def student_held_out(self, pool: LearnerPool, stacked: Floats, learner: Any) -> Floats | None:
         """The student's predictions for the rows held out, by students and teachers that know nothing of their fold."""
         if any(models is None for models in pool.fold_models):
             return None
-        weights, members = pool.weights(self.y), list[list[Any]]()
-        teacher = self.targets.encode(self.table.y).astype(np.float64)
-        teacher[self.folds.held_out] = stacked
+        labels, members = self._soft_labels(stacked), list[list[Any]]()
         for k, table in enumerate(self.folds.tables):
             models = [own[k] for own in pool.fold_models if own is not None]
-            index = table.labelled_index
-            part = f", fold {k + 1} of {len(self.folds)}"
-            members.append([self._teach(table, learner, weights, pool, models, teacher[index], f"student{part}")])
+            description = f"student, fold {k + 1} of {len(self.folds)}"
+            members.append([self._teach(table, learner, pool, models, labels[table.labelled_index], description)])
         return self.folds.predict(members)
+
+    def _soft_labels(self, stacked: Floats) -> Floats:
+        """The target of each labelled row (rows[, classes]): the label, mixed with the stack's prediction of it."""
+        labels = self.targets.encode(self.table.y).astype(np.float64)
+        labels[self.folds.held_out] *= 1.0 - TEACHER_SHARE
+        labels[self.folds.held_out] += TEACHER_SHARE * stacked
+        return labels
 
     def _teach(
         self,
         table: TrainingTable,
         learner: Any,
-        weights: Floats,
         pool: LearnerPool,
         models: list[Any] | None,
-        teacher: Floats,
+        target: Floats,
         description: str,
     ) -> Any:
-        rows = len(table.y) + table.n_unlabelled
-        student = student_of(learner, self.targets.labels is not None, rows)
-        target = TEACHER_SHARE * teacher + (1.0 - TEACHER_SHARE) * self.targets.encode(table.y)
+        student = student_of(learner, self.targets.labels is not None, len(table.y) + table.n_unlabelled)
         if table.n_unlabelled:
             answers = bounded(
                 pool.ask(table) if models is None else pool.answers(table.unlabelled, models), pool.bounds
             )
-            target = np.concatenate([target, np.tensordot(weights, answers, 1)])
+            target = np.concatenate([target, np.tensordot(pool.weights(self.y), answers, 1)])
         given = table.weights
         if given is not None:
             given = np.concatenate([given, np.ones(len(target) - len(given))])
@@ -216,14 +214,10 @@ class AutoDistillation(BaseSelfDistillation):
         if table.groups is None and table.time is None:
             distinct = len(np.unique(row_hashes(rows, table.seed)))
             rows = np.arange(len(table.y))[:, None] if distinct < REPEATED * len(table.y) else rows
-        fold, distinct_rows = assign_folds(rows, table.y, number, table.seed, self._classes, table.groups, table.time)
-        teach = [table.y[(fold != k) & (fold != LEFT_OUT)] for k in range(int(fold.max()) + 1)]
-        enough = (
-            bool(teach)
-            and min(len(np.unique(y)) for y in teach) >= 2
-            and len(np.unique(distinct_rows[fold >= 0])) >= FEWEST_ROWS
-        )
-        return (fold, distinct_rows) if enough else None
+        fold, distinct_of = assign_folds(rows, table.y, number, table.seed, self._classes, table.groups, table.time)
+        labels = [len(np.unique(table.y[teach])) for teach in teaching_rows(fold)]
+        enough = min(labels, default=0) >= 2 and len(np.unique(distinct_of[fold >= 0])) >= FEWEST_ROWS
+        return (fold, distinct_of) if enough else None
 
     def _fit(self, targets: Targets, table: TrainingTable) -> None:
         self._check()
@@ -237,9 +231,7 @@ class AutoDistillation(BaseSelfDistillation):
         random = None if self.random_state is None else check_random_state(self.random_state)
         own = seeded_clone(self._base(), random)
         seed = 0 if random is None else int(random.randint(2**31 - 1))
-        synthetic = self._n_synthetic(table)
-        mark = progress.digest(table.X, table.X_unlabelled, synthetic, seed)
-        table = replace(table, mark=mark, seed=seed, synthetic=synthetic)
+        table = self._prepare(table, progress, seed)
         fold_and_distinct = self._folds(table)
         self.teacher_: Any = None
         self.student_: Any = None
@@ -356,10 +348,7 @@ class AutoDistillation(BaseSelfDistillation):
         alone = trial.candidates[0]
         judged = choice if choice.losses is not None else rival
         shown = judged if choice is not alone else rival
-        whose = (
-            shown.name if shown is not choice and choice is not alone else "it" if choice is not alone else rival.name
-        )
-        self.why_ = _against(shown, alone, whose)
+        self.why_ = _against(shown, alone, "it" if shown is choice else shown.name)
         self.verdict_ = f"nothing helps: {self.why_}" if choice is alone else f"{choice.name}: {self.why_}"
         self.estimator_, self.product_, self.generation_ = model, choice.name, int(choice is not alone)
         self.candidates_ = [candidate.row() for candidate in trial.candidates]

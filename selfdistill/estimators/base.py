@@ -22,7 +22,6 @@ from .pseudo_labels import PseudoLabels, Selection
 from .resume import FitProgress, TrainingCache
 from .tables import (
     EQUAL_WEIGHTS,
-    LEFT_OUT,
     RowWeights,
     TrainingTable,
     assign_folds,
@@ -32,6 +31,7 @@ from .tables import (
     stack,
     take,
     target_column,
+    teaching_rows,
     text_rows,
 )
 from .wrappers import Wrapper, innermost, seeded_clone, weight_arguments
@@ -211,9 +211,7 @@ class BaseSelfDistillation(Wrapper):
         progress = FitProgress.begin()
         random = None if self.random_state is None else check_random_state(self.random_state)
         seed = 0 if random is None else int(random.randint(2**31 - 1))
-        synthetic = self._n_synthetic(table)
-        mark = progress.digest(table.X, table.X_unlabelled, synthetic, seed)
-        table = replace(table, mark=mark, seed=seed, synthetic=synthetic)
+        table = self._prepare(table, progress, seed)
         progress.rows = len(table.y) + table.n_unlabelled
         learners, seeds = self._members(random, seed)
         last = 0 if self._needs_unlabelled and not table.n_unlabelled else self.generations - 1
@@ -232,6 +230,12 @@ class BaseSelfDistillation(Wrapper):
             cache = TrainingCache(progress, f"generation {k} on all rows")
             members = train_next(targets, trained, table, members, plan.xis[k - 1], plan.pseudo_labels[k - 1], cache)
         self.estimator_ = members[0]
+
+    def _prepare(self, table: TrainingTable, progress: FitProgress, seed: int) -> TrainingTable:
+        """The table with its seed, its synthetic rows and, where trainings are kept in files, its digest."""
+        synthetic = self._n_synthetic(table)
+        mark = progress.digest(table.X, table.X_unlabelled, synthetic, seed)
+        return replace(table, mark=mark, seed=seed, synthetic=synthetic)
 
     def _learners(self) -> list[Any]:
         """The learner and its peers of other kinds."""
@@ -260,7 +264,7 @@ class BaseSelfDistillation(Wrapper):
         fold, distinct = assign_folds(
             table.labelled, table.y, number, table.seed, self._classes, table.groups, table.time
         )
-        parts = [np.unique(table.y[(fold != k) & (fold != LEFT_OUT)]) for k in range(int(fold.max()) + 1)]
+        parts = [np.unique(table.y[rows]) for rows in teaching_rows(fold)]
         if not parts or (self._classes and min(map(len, parts)) < 2):
             return None  # all rows are of one group or time, or a class is of one
         if isinstance(number, float) or table.time is not None:

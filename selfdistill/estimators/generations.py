@@ -16,7 +16,7 @@ from ..data.copies import Floats, Ints
 from ..errors import DataError
 from .pseudo_labels import PseudoLabels
 from .resume import NO_CACHE, FitProgress, TrainingCache
-from .tables import LEFT_OUT, RowWeights, TrainingTable, as_rows, name_columns, predict_in_blocks, stack, take
+from .tables import RowWeights, TrainingTable, as_rows, name_columns, predict_in_blocks, stack, take, teaching_rows
 from .wrappers import row_limit, seeded_clone, weight_arguments, weight_parameter
 
 # targets --------------------------------------------------------------------------------------------------------------
@@ -262,10 +262,9 @@ class CrossFitting:
         n_jobs: int | None,
     ) -> None:
         self.targets, self.table, self.progress, self.n_jobs = targets, table, progress, n_jobs
-        folds = range(int(fold.max()) + 1)
-        self.tables = [table.with_labelled(np.flatnonzero((fold != k) & (fold != LEFT_OUT))) for k in folds]
+        self.tables = [table.with_labelled(rows) for rows in teaching_rows(fold)]
         self.held_out = np.flatnonzero(fold >= 0)  # the rows of all folds, in the order of the table
-        self.in_fold = [np.flatnonzero(fold[self.held_out] == k) for k in folds]
+        self.in_fold = [np.flatnonzero(fold[self.held_out] == k) for k in range(len(self.tables))]
         self.y = table.y[self.held_out]
         weights = None if table.weights is None else table.weights[self.held_out]
         self.rows = RowWeights(weights, np.unique(distinct[self.held_out], return_inverse=True)[1].astype(np.int64))

@@ -195,7 +195,7 @@ class LearnerPool:
             [self.models[i] for i in kept],
             [float(weights[i]) for i in kept],
             self.bounds,
-            None if self.targets.labels is None else self.targets.labels,
+            self.targets.labels,
         )
 
     def guard(self, y: Floats, table: TrainingTable) -> None:
@@ -207,7 +207,7 @@ class LearnerPool:
         if not self._given(table):
             return
         answers, error = self.ask(table)[:, : self._given(table)], self._error(y)
-        shown, share = self._contradictions(self.answers_held_out, error), self._contradictions(answers, error)
+        shown, share = (self._contradictions(some, _middle(some), error) for some in (self.answers_held_out, answers))
         for i, name in enumerate(self.names):
             if share[i] > SIZEABLE + 2.0 * shown[i] and len(self.refused) < len(self.names) - 1:
                 self.refused[name] = (
@@ -219,16 +219,17 @@ class LearnerPool:
         """How the stack contradicts the first learner on unlabelled rows, and not on rows held out; mostly empty."""
         if not self._given(table):
             return ""
-        weights, pairs = self.weights(y), []
-        error = self._error(y)
-        for answers in (self.predictions, bounded(self.ask(table)[:, : self._given(table)], self.bounds)):
-            both = np.stack([np.tensordot(weights, answers, 1), answers[0]])
-            pairs.append(float(self._contradictions(both, error)[0]))
-        if pairs[1] <= SIZEABLE + 2.0 * pairs[0]:
+        weights, error = self.weights(y), self._error(y)
+        asked = bounded(self.ask(table)[:, : self._given(table)], self.bounds)
+        shown, share = (
+            float(self._contradictions(np.tensordot(weights, some, 1)[None], some[0], error)[0])
+            for some in (self.predictions, asked)
+        )
+        if share <= SIZEABLE + 2.0 * shown:
             return ""
         return (
-            f"the stack contradicts {self.names[0]} grossly on {100 * pairs[1]:.0f} % of the unlabelled rows, and on "
-            f"{100 * pairs[0]:.0f} % of the labelled rows held out"
+            f"the stack contradicts {self.names[0]} grossly on {100 * share:.0f} % of the unlabelled rows, and on "
+            f"{100 * shown:.0f} % of the labelled rows held out"
         )
 
     @staticmethod
@@ -240,12 +241,16 @@ class LearnerPool:
         """The root mean squared error of the stack on rows held out."""
         return float(np.sqrt(((np.tensordot(self.weights(y), self.predictions, 1) - y) ** 2).mean()))
 
-    def _contradictions(self, answers: Floats, error: float) -> Floats:
-        """The share of rows on which each learner is far from the median of all, of two from the second (learners,)."""
-        middle = answers[-1] if len(answers) == 2 else np.median(answers, axis=0)
+    def _contradictions(self, answers: Floats, middle: Floats, error: float) -> Floats:
+        """The share of rows on which each of the answers is far from ``middle`` (rows[, classes]): (learners,)."""
         if self.targets.labels is None:
             return np.asarray((np.abs(answers - middle) > GROSS * error).mean(axis=1))
         return np.asarray(((answers > CONFIDENT) & (middle < 1.0 - CONFIDENT)).any(axis=2).mean(axis=1))
+
+
+def _middle(answers: Floats) -> Floats:
+    """The median of the learners' answers; of two the second, as their median is as far from either."""
+    return np.asarray(answers[-1] if len(answers) == 2 else np.median(answers, axis=0))
 
 
 def value_bounds(y: NDArray[Any]) -> tuple[float, float]:

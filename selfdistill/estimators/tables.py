@@ -291,6 +291,15 @@ def _hold_out_latest(time: Floats, share: float, together: Ints) -> Ints:
     return np.where(late, np.where(begun, LEFT_OUT, 0), -1).astype(np.int64)
 
 
+def teaching_rows(fold: Ints) -> list[Ints]:
+    """The places of the rows that teach while each fold is held out, by the fold of each row (rows,).
+
+    >>> [rows.tolist() for rows in teaching_rows(np.array([0, 1, -1, LEFT_OUT]))]
+    [[1, 2], [0, 2]]
+    """
+    return [np.flatnonzero((fold != k) & (fold != LEFT_OUT)) for k in range(int(fold.max()) + 1)]
+
+
 class RowWeights(NamedTuple):
     """Weights (rows,), and the index of each row's distinct row (rows,): copies of a row are one observation."""
 
