@@ -272,6 +272,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ..evaluation.label_errors import summary_lines
     from ..report.summary import budget_lines, sentence, table, trials
 
     console = Console(markup=False, emoji=False)
@@ -292,6 +293,8 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
             grid.add_row(*map(Text, map(printable, row)))
         console.print(grid)
     console.print(printable(sentence(result, task)), highlight=False)
+    for line in summary_lines(result["label_errors"]) if result.get("label_errors") else ():
+        console.print(printable(line), highlight=False)
     for line in budget_lines(result):
         console.print(printable(line.removeprefix("- ")), highlight=False)
     console.print(printable(f"Run folder: {result['run']}"), highlight=False, soft_wrap=True)

@@ -261,10 +261,24 @@ class NetworkRun:
             result["folds"] = folds.to_json()
         if distributed.rank() == 0:
             if taught:
-                errors, result["label_errors"] = label_errors.score_labels(trained, ready.data)
-                label_errors.save(errors, folder, self.request.raw_csv)
+                result["label_errors"] = ready.report_label_errors(folder, trained, control, preferred)
             ready._save_final_model(folder / "model", control if control and preferred else trained, result)
         return result
+
+    def report_label_errors(
+        self, folder: Path, trained: Result, control: Result | None, preferred: bool
+    ) -> dict[str, Any]:
+        """Examine every labelled row, write its score, and return what run.json tells of label errors."""
+        data = self.data
+        models = {"final": trained, **({"plain": control} if control else {})}
+        if preferred and control:
+            models = {"final": control, "plain": control}
+        tested = {name: task_outputs(final_model(one.model), data, data.test) for name, one in models.items()}
+        joint = None if preferred else joint_model(self, trained)
+        if joint is not None:
+            tested["final"] = task_outputs(joint[0], data, data.test)
+        examined = label_errors.examine(trained, data)
+        return label_errors.report_errors(examined, data.noisy, folder, self.request.raw_csv, tested)
 
     def _train_control(self, folder: Path, steps: int, listeners: Listeners) -> Result:
         """The plain model, trained for as many steps."""
@@ -461,8 +475,7 @@ class AutoRun(NetworkRun):
             "auto": choice.to_json(self.measure),
         }
         if distributed.rank() == 0:
-            errors, result["label_errors"] = label_errors.score_labels(trained, self.data)
-            label_errors.save(errors, folder, self.request.raw_csv)
+            result["label_errors"] = ready.report_label_errors(folder, trained, control, False)
             ready._save_final_model(folder / "model", trained, result)
             self._show_logs(folder, ready.expression)
         return result

@@ -93,6 +93,26 @@ _TRIAL = {
 }
 
 
+_ESTIMATE = {"rate": float, "low": float, "high": float}
+
+
+_ADJUSTED = {"raw": float, "adjusted": float, "low": float, "high": float}
+
+
+_LABEL_ERRORS = {
+    "source": str,
+    "examined": int,
+    "likely": int,
+    "splits": {str: {"examined": int, "likely": int}},
+    "noise": _ESTIMATE,
+    "matrix?": {"classes": [str], "counts": [[int]], "rates": [[float]], "low": [[float]], "high": [[float]]},
+    "pairs?": [{"true": str, "given": str, "rows": int, **_ESTIMATE}],
+    "adjusted?": {"metric": str, "assumption": str, "plain?": _ADJUSTED, **_ADJUSTED},
+    "annotators?": [{"name": str, "rows": int, "agreement": float, **_ESTIMATE}],
+    "auroc?": float,
+}
+
+
 _RESULT = {
     "data": _DATA,
     "generations": [_GENERATION],
@@ -114,7 +134,7 @@ _RESULT = {
     "probed?": bool,
     "reliability?": {str: [{"confidence": float, "accuracy": float, "share": float}]},
     "predicted?": {str: [[float]]},
-    "label_errors?": ({"source": str, "rows": int, "errors": int, "auroc?": float}, None),
+    "label_errors?": (_LABEL_ERRORS, None),
     "ensemble?": _ENSEMBLE,
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "auto?": ({"why": str, "tried": [_TRIAL]}, None),

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..data.copies import notices
 from ..errors import SelfdistillError
-from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors
+from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors, summary_lines
+from ..evaluation.label_noise import LIKELY
 from ..io.run_record import Lines, changed_logs, read_lines, read_record
 from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
 from ..training.task_type import GenerationCurve, TaskType
@@ -46,14 +47,13 @@ def label_errors(result: dict[str, Any] | None, folder: Path) -> list[str]:
     except SelfdistillError:
         return conflicts
     rows = [
-        (label["name"] or str(label["row"]), label["label"], label["suggested"], f"{label['score']:.3f}")
+        (label["name"] or str(label["row"]), label["given"], label["suggested"], f"{label['score']:.3f}")
         for label in errors["labels"]
-        if label["label"] != label["suggested"]
+        if label["score"] > LIKELY
     ]
-    summary = f"{errors['errors']} of {errors['rows']} labels contradict the model and may be wrong; see {FILE}."
     head = "file" if any(label["name"] for label in errors["labels"]) else "row (from 1)"
     listed = [table((head, "label", "suggested", "error score"), rows)] if rows else []
-    return [paragraph(summary), *listed, *conflicts]
+    return [*map(paragraph, summary_lines(errors)), *listed, paragraph(f"All rows: {FILE}."), *conflicts]
 
 
 VITALS = {
