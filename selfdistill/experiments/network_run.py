@@ -724,8 +724,7 @@ def prepare(request: Request) -> NetworkRun:
     )
     if data.task == "features":
         _refuse_judging(request, data)
-    if request.augment:
-        data = replace(data, augment=request.augment)
+    data = data.with_augmentation(request.augment)
     if request.init and reader:
         raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
     expression = request.method or ("der_pp()" if request.tasks else "auto()")
