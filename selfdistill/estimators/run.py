@@ -421,7 +421,7 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
     names = {model.product_ if automatic else final: model} if self_taught(model) else {}
     rest = data.test[~np.isin(data.test, data.copies.across.numpy())]
     apart: dict[str, Any] = {"rows": len(rest)} if 0 < len(rest) < len(data.test) else {}
-    for name, one in {"the learner alone": alone, **names}.items():
+    for name, one in [("the learner alone", alone), *names.items()]:  # which may be the product of auto() as well
         if automatic and one is alone and model.alone_residuals_ is not None:
             errors: Tensor | None = torch.from_numpy(model.alone_residuals_)
         else:
@@ -432,7 +432,8 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
             apart |= {**({"plain": scores} if one is alone else {}), **({"test": scores} if one is model else {})}
         result[shown][name] = metrics.reliability(outputs, y) if run.classify else points(outputs, y)
         if one is alone:
-            result["plain"] = {"steps": 1, "end": figures, "from": "method" if one is model else "control"}
+            same = one is model or (automatic and model.product_ == name)
+            result["plain"] = {"steps": 1, "end": figures, "from": "method" if same else "control"}
         if one is model:
             rows = [data.row_names.name(int(row)) for row in data.test]
             found = metrics.breakdown(outputs, y, data.classes, rows, torch.from_numpy(data.test))

@@ -294,7 +294,7 @@ def _choice(result: dict[str, Any]) -> str:
         return ""
     count, first = len(auto["tried"]), auto["tried"][0]
     if first["chosen"]:
-        return f"auto(): nothing helps. {first['method']} is the final model: {auto['why']} (of {count}). "
+        return f"auto(): nothing helps; {first['method']} is the final model: {auto['why']} (of {count}). "
     chosen = next(trial["method"] for trial in auto["tried"] if trial["chosen"])
     return f"auto() chose {chosen} of {count} candidates: {auto['why']}. "
 
