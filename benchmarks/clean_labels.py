@@ -2,9 +2,9 @@
 
     python -m benchmarks.clean_labels --seeds 6
 
-The clean rows are validation rows. No number was tuned on these seeds and nothing is chosen, so the 500 test rows are
+The clean rows are validation rows. Nothing was tuned on these seeds and nothing is chosen, so the 500 test rows are
 scored once. Fine-tuning takes the last quarter of the steps, from the weights so far, at a tenth of the rate.
-Each row: mean accuracy; its paired difference to `plain()`, with half of the 95 % interval (Student's t); sample passes.
+Each row: mean accuracy; its paired difference to `plain()` with half of the 95 % interval (Student's t); sample passes.
 """
 
 from __future__ import annotations

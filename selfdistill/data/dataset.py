@@ -21,7 +21,7 @@ from ..io.files import DATA_CARD, FORMAT, check_format, write
 from ..io.schema import read_json
 from ..views import Views
 from . import column_types, image_lists, images, sources, splits, tables
-from .augment import Tokens
+from .augment import Tokens, one_sided, read_parts
 from .column_types import Column
 from .copies import CopyReport, check_values, notices, row_groups, time_values
 from .decisions import RowNames, decide
@@ -135,6 +135,11 @@ class Data:
             lines.append(self.decision_note)
         if len(self.clean) and not bool(torch.isin(self.clean, self.labelled).any()):
             lines.append(f"{self.name}: {len(self.clean)} validation rows have the clean labels, and judge no more")
+        if self.kind == "image" and self.augment == "weak" and not self.flips and (sign := one_sided(self.classes)):
+            lines.append(
+                f"{self.name}: the class '{sign}' is a letter or a digit, so images are not mirrored; `--augment "
+                "flip,shift` mirrors them"
+            )
         if self.task == "features":
             inputs = tables.feature_names(self.preprocessor) if self.preprocessor is not None else []
             told = f" (inputs: {', '.join(inputs[:12])}{', ...' * (len(inputs) > 12)})" if inputs else ""
@@ -152,6 +157,17 @@ class Data:
     def row_names(self) -> RowNames:
         """The names of the rows, by which a file of decisions knows them."""
         return RowNames(self.names, self.counts)
+
+    def with_augmentation(self, text: str | None) -> Data:
+        """The same data with another default view: none, weak, strong, or parts, which say whether images are mirrored.
+
+        Raises:
+            RecipeError: there is no such view or part for this kind of data.
+        """
+        if text is None or text in ("none", "weak", "strong"):
+            return replace(self, augment=text or self.augment)
+        parts = read_parts(text, self.kind)
+        return replace(self, augment=",".join(parts), flips="flip" in parts)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -343,7 +359,9 @@ def from_dataset(
     _check_targets(y, names, name)
     listed = [images.Listed(source, label) for source, label in zip(x, y.tolist(), strict=True)]
     pictures = images.read_listed(Path(name), listed, names, image_size or sources.IMAGE_SIZE)
-    return _assemble(sources.of_pictures(name, pictures, True), audit, test, **options)
+    raw = sources.of_pictures(name, pictures, True)
+    raw = raw if classes is not None else replace(raw, flips=True)  # names that nobody gave tell nothing
+    return _assemble(raw, audit, test, **options)
 
 
 def write_card(data: Data, folder: Path) -> None:
