@@ -20,6 +20,7 @@ from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
     Finite,
+    ThemedHelp,
     adapt_options,
     announce_default_data,
     complain,
@@ -91,7 +92,7 @@ def main() -> None:
     """Train models by self-distillation, and compare them with a baseline without it."""
 
 
-@main.command()
+@main.command(cls=ThemedHelp)
 @data_options
 @click.option(
     "--method",
@@ -170,7 +171,7 @@ def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **opti
     _begin(options, out, as_json, quiet)
 
 
-@main.command()
+@main.command(cls=ThemedHelp)
 @update_options
 @click.option(
     "--method",
@@ -192,7 +193,7 @@ def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     _begin(options, out, as_json, quiet)
 
 
-@main.command()
+@main.command(cls=ThemedHelp)
 @adapt_options
 @click.option(
     "--method",

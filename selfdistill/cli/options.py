@@ -116,6 +116,35 @@ def label_options(context: click.Context, values: tuple[str, ...]) -> int | None
     return int(numbers[0]) if numbers else None
 
 
+#: The options of `run --help` by theme, those of the main job first.
+THEMES = {
+    "Main options": "target text unlabelled test labels groups model method steps budget seed out",
+    "Data and splits": "columns time validation label_noise image_size augment tasks order domains leave_out verify",
+    "Method and what it is compared with": "control product search trials explore init targets memory warm",
+    "Training": (
+        "epochs batch_size lr weight_decay optimizer schedule clip accumulate precision compile device "
+        "parallel save_seconds save_steps cache memory_dtype memory_top vitals"
+    ),
+    "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
+    "Language models": "keep checker skip_long lora max_tokens checkpointing",
+    "Policies in environments": "net sees teacher engine episodes deployment",
+    "Output and trust": "as_json quiet raw_csv trust_code help",
+}
+
+
+class ThemedHelp(click.Command):
+    """A command of many options, whose help groups them: those of the main job first, the others by theme."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        records = {str(option.name): option.get_help_record(ctx) for option in options}
+        rest = [name for name in records if not any(name in names.split() for names in THEMES.values())]
+        for theme, names in {**THEMES, "Other options": " ".join(rest)}.items():
+            if lines := [record for name in names.split() if (record := records.get(name)) is not None]:
+                with formatter.section(theme):
+                    formatter.write_dl(lines)
+
+
 raw_csv_option = click.option(
     "--raw-csv",
     is_flag=True,
@@ -189,9 +218,10 @@ DATA_OPTIONS = [
     ),
     click.option(
         "--augment",
-        type=click.Choice(["none", "weak", "strong"]),
-        help="Augmentation where the recipe names none [default: weak for folders of images and fashion-mnist, else "
-        "none].",
+        metavar="NAME|PARTS",
+        help="Augmentation where the recipe names none: none, weak, strong, or parts such as flip,crop (images: flip, "
+        "shift, crop, colour, warp, cutout; tables: noise, mask; texts: mask) [default: weak for folders of images and "
+        "fashion-mnist, else none; images of classes that are letters or digits are not mirrored].",
     ),
     click.option(
         "--model",

@@ -12,7 +12,8 @@ tokens are masked at random; the model's dropout makes two views of it differ al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -130,16 +131,85 @@ def local(
 def apply(
     name: str, x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool, tokens: Tokens | None = None
 ) -> Tensor:
-    """The view called ``name``: "none" (``x`` itself), "weak", "strong", "crop" or "local".
+    """The view called ``name``: "none" (``x`` itself), "weak", "strong", "crop" or "local", or parts (`read_parts`).
 
     Raises:
         RecipeError: there is no such augmentation.
     """
     if name == "none":
         return x
-    if name not in VIEWS:
-        raise RecipeError(f"no augmentation is called '{name}': use one of none, {', '.join(VIEWS)}")
-    return VIEWS[name](x, ids, address, kind=kind, flips=flips, tokens=tokens)
+    if name in VIEWS:
+        return VIEWS[name](x, ids, address, kind=kind, flips=flips, tokens=tokens)
+    for part in read_parts(name, kind):
+        x = _apply_part(part, x, ids, (*address, part), kind, tokens)
+    return x
+
+
+#: The parts of an augmentation that a person can name, by the kind of data.
+PARTS = {
+    "image": ("flip", "shift", "crop", "colour", "warp", "cutout"),
+    "table": ("noise", "mask"),
+    "text": ("mask",),
+}
+
+
+def read_parts(text: str, kind: str) -> tuple[str, ...]:
+    """The parts that a text such as ``flip,crop`` names, in the order in which they are applied.
+
+    Args:
+        text: Names of `PARTS`, with commas between them.
+        kind: The kind of the data.
+
+    Raises:
+        RecipeError: a name is none of this kind of data, or is there twice.
+
+    >>> read_parts("crop, flip", "image")
+    ('flip', 'crop')
+    """
+    names, known = [name.strip() for name in text.split(",")], PARTS[kind]
+    for name in names:
+        if name not in known:
+            raise RecipeError(
+                f"no augmentation of {kind}s is called {name[:40]!r}: use one of none, weak, strong, or parts of "
+                f"{', '.join(known)}, such as {','.join(known[:2])}"
+            )
+        if names.count(name) > 1:
+            raise RecipeError(f"the augmentation {text[:60]!r} has the part {name!r} twice; leave one of them out")
+    return tuple(name for name in known if name in names)
+
+
+def _apply_part(part: str, x: Tensor, ids: Tensor, address: Address, kind: str, tokens: Tokens | None) -> Tensor:
+    """One part of `PARTS`, with the draws of its own address."""
+    if kind == "text":
+        return _hidden(x, rng.uniform(address, ids, x.shape[1]) < WEAK_MASK, tokens)
+    if part == "noise":
+        return x + WEAK_NOISE * rng.normal(address, ids, x.shape[1])
+    if part == "mask":
+        return x.masked_fill(rng.uniform(address, ids, x.shape[1]) < MASKED, 0.0)
+    u = rng.uniform(address, ids, 7)
+    if part == "flip":
+        return torch.where((u[:, 0] < 0.5).view(-1, 1, 1, 1), x.flip(3), x)
+    if part == "shift":
+        return _shift(x, u, False)
+    if part == "crop":
+        return _zoomed(x, torch.cat([torch.zeros_like(u[:, :1]), u[:, 1:]], 1), GLOBAL, False)
+    if part == "colour":
+        return _recolour(x, (u[:, 0] * len(RECOLOUR)).long(), u[:, 1])
+    if part == "warp":
+        moves = len(OPERATIONS) - len(RECOLOUR)
+        return _warp(x, len(RECOLOUR) + (u[:, :2] * moves).long(), u[:, 2:4])
+    return _cutout(x, u[:, :3])
+
+
+def one_sided(classes: Sequence[str]) -> str:
+    """The first class that is a single letter or digit, of which a mirrored image is another sign; "" without one.
+
+    >>> one_sided(["cat", "dog"]), one_sided(["A", "B"])
+    ('', 'A')
+    """
+    return next(
+        (name for name in classes if len(sign := unicodedata.normalize("NFC", name)) == 1 and sign.isalnum()), ""
+    )
 
 
 VIEWS: dict[str, Callable[..., Tensor]] = {"weak": weak, "strong": strong, "crop": crop, "local": local}

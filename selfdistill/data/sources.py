@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from . import image_lists, images, splits, tables
+from .augment import one_sided
 from .column_types import Column, Kind
 from .decisions import RowNames
 from .image_store import ImageStore
@@ -239,7 +240,7 @@ def of_pictures(name: str, pictures: images.Pictures, labelled: bool) -> RawData
         x=pictures.x,
         test=TEST_SHARE if pictures.test is None else pictures.test,
         audit=AUDIT_SHARE if pictures.audit is None else pictures.audit,
-        flips=True,
+        flips=not one_sided(pictures.classes),
         augment="weak",
         names=pictures.names,
         bare=_is_unlabelled(pictures, labelled),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import sources
+from ..data.frames import Frame
+from ..data.row_cards import RowCard, table_cards
 from ..data.table_files import SHOWN, is_table
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.label_errors import read_conflicts
@@ -127,6 +129,10 @@ class TableTaskType(TaskType):
                 f"{folder} has too few labelled rows, or too many, to leave some out; give --model mlp"
             )
         return super().label_errors(folder, top)
+
+    def row_cards(self, request: Request, data: Frame, ids: Sequence[int]) -> dict[int, RowCard]:
+        """The cells of rows."""
+        return table_cards(request.data, data.row_names.counts, ids, target=request.target)
 
     def committee(self, folder: Path, request: Request) -> Committee:
         from .run import committee

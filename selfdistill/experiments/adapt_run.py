@@ -238,13 +238,13 @@ def _data(request: Request, place: Path, card: Mapping[str, Any], new: domains.N
         audit=unlabelled[:0],
         test=test,
         flips=bool(card.get("flips", False)),
-        augment=request.augment or str(card.get("augment", "none")),
+        augment="none",
         noisy=torch.zeros(len(y), dtype=torch.bool),
         preprocessor=tables.load(place / PREPROCESSOR) if prepared else None,
         columns=tuple(column_types.from_json(card.get(column_types.RECORD), str(place))) if prepared else (),
         digests=new.digests,
         skip_note=new.note,
-    )
+    ).with_augmentation(request.augment or str(card.get("augment", "none")))
 
 
 class AdaptTaskType(SequenceTaskType):

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import math
 import operator
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -22,16 +23,24 @@ from ..core import distributed
 from ..core.objective import Method, untaught
 from ..core.regression import for_task
 from ..data import tables, text
-from ..data.dataset import Data, inputs_for, load, unread, write_card
+from ..data.dataset import Data, inputs_for, load, unread, with_clean_rows, write_card
 from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
 from ..data.splits import difference, draw
-from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
+from ..errors import (
+    CheckpointError,
+    DataError,
+    NotFiniteError,
+    RecipeError,
+    SelfdistillError,
+    SpaceError,
+    VitalsError,
+)
 from ..evaluation import label_errors, linear_probe
 from ..evaluation.audit import FEW
 from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.linear_probe import by_neighbours
-from ..evaluation.metrics import reliability
+from ..evaluation.metrics import breakdown, reliability
 from ..evaluation.predict import (
     COVERAGE,
     Predictions,
@@ -155,13 +164,22 @@ def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, 
     return {"gain": whole, "kept": part / whole if whole > 0 else None}
 
 
+def test_breakdown(data: Data, outputs: Tensor) -> dict[str, Any]:
+    """The answers of the final model on the test rows, class by class and row by row."""
+    names = [data.row_names.name(row) for row in data.test.tolist()]
+    return breakdown(outputs, data.y[data.test], data.classes, names, data.test)
+
+
 def with_ensemble(result: dict[str, Any], ready: NetworkRun, trained: Result) -> dict[str, Any]:
     """The result of a run with the figures of the ensemble, which is the final model under `JointGenerations`."""
     figures = score_ensemble(ready, trained, result.get("plain", {}).get("end"))
     if not figures:
         return result
-    is_final = isinstance(ready.method.wrap_model, JointGenerations) and result["chosen"] != "plain"
-    return {**result, "ensemble": figures, **({"test": figures["test"]} if is_final else {})}
+    joint = joint_model(ready, trained) if result["chosen"] != "plain" else None
+    if joint is None:
+        return {**result, "ensemble": figures}
+    shown = test_breakdown(ready.data, task_outputs(joint[0], ready.data, ready.data.test))
+    return {**result, "ensemble": figures, "test": figures["test"], "breakdown": shown}
 
 
 def joint_model(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
@@ -363,6 +381,8 @@ class NetworkRun:
             one.model.load_state_dict(weights)
             outputs = task_outputs(final_model(one.model), data, test)
             result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
+            if (name == "plain") == preferred or len(shown_models) == 1:
+                result["breakdown"] = test_breakdown(data, outputs)
         result |= self._without_copies(shown_models, preferred)
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.final_generation].weights)
@@ -416,11 +436,13 @@ AUDITING = ("audit_level", "audit_delta", "audit_measure", "audit_epochs", "pati
 class AutoRun(NetworkRun):
     """A run that trains a shortlist of recipes at full length and keeps the one that validation rows choose.
 
-    ``candidates`` are runs with every choice made, that of plain() first. ``apart`` are the validation rows, by
-    position, that score early stopping and do not choose its epoch; ``left_out`` says what is not tried, and why.
+    ``candidates`` are runs with every choice made, that of plain() first; the chosen one is trained again, ``longer``
+    times as long. ``apart`` are the validation rows, by position, that score early stopping and do not choose its
+    epoch; ``left_out`` says what is not tried, and why.
     """
 
     candidates: Sequence[NetworkRun] = ()
+    longer: int = 1
     apart: Sequence[int] = ()
     left_out: Sequence[str] = ()
 
@@ -433,11 +455,15 @@ class AutoRun(NetworkRun):
     def note(self) -> str:
         """What a person should know of the data, what will be tried, what it costs, and how sure the choice can be."""
         costs = [candidate.planned_passes() for candidate in self.candidates]
-        cost = f"about {sum(costs):,.0f} sample passes, {sum(costs) / costs[0]:.1f} times those of plain()"
+        extension = self.longer * statistics.fmean(costs) if self.longer > 1 else 0.0
+        whole = sum(costs) + extension
+        cost = f"about {whole:,.0f} sample passes, {whole / costs[0]:.1f} times those of plain()"
         chooses = f"{WORDS[self.measure]}, {visible(len(self.data.audit), self.measure)}"
         names = [candidate.expression for candidate in self.candidates]
         lines = [*filter(None, [self.data.note])]
         lines += foreword(names, f"of {total_steps(self):,} steps each, {cost}", chooses)
+        if extension:
+            lines.append(f"auto(): the chosen recipe is trained again, {self.longer} times as long")
         return "\n".join(lines + [f"auto(): not tried: {line}" for line in self.left_out])
 
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
@@ -445,13 +471,13 @@ class AutoRun(NetworkRun):
         if self.data.preprocessor is not None:
             tables.skops()
         self.candidates = self._affordable()
-        budget.expect(len(self.candidates))
+        budget.expect(len(self.candidates) + (self.longer if self.longer > 1 else 0))
 
-        positions = count(1)
+        positions, whole = count(1), len(self.candidates) + (self.longer > 1)
 
         def fit_candidate(number: int) -> Result:
             ready = self.candidates[number]
-            title = f"candidate {next(positions)} of {len(self.candidates)}, {ready.expression}"
+            title = f"candidate {next(positions)} of {whole}, {ready.expression}"
             out = folder / candidate_folder(number, ready.expression)
             return fit(
                 ready.build,
@@ -519,7 +545,35 @@ class AutoRun(NetworkRun):
 
         choice = try_each(names, trials, simplicity, tell, follow)
         choice.left_out[:0] = self.left_out
+        self._extend(choice, train, tell)
         return choice
+
+    def _extend(self, choice: Choice[Result], train: Callable[[int], Result], tell: Callable[[str], None]) -> None:
+        """Train the chosen recipe again, for longer, where it is not early stopping and a budget has room for it.
+
+        A short training finds the recipe; a longer one of it is what the controls get that have the whole price.
+        """
+        winner, meter = choice.winner, budget.active()
+        if self.longer < 2 or winner.rows is not None:
+            return
+        budget.expect(1)
+        if meter is not None:
+            twice = budget.Expense(2 * winner.seconds, 2 * winner.passes.cost())
+            if not meter.steps.setdefault("longer", int(meter.affords(twice))):
+                meter.cut(f"no longer training of {winner.name}: less than twice its cost is left")
+                return
+        ready = candidate(self, winner.name, self.longer)
+        assert ready is not None  # it was a candidate
+        ready.expression = f"{winner.name}, {self.longer} times as long"
+        self.candidates = [*self.candidates, ready]
+        try:
+            trained = train(len(self.candidates) - 1)
+        except (NotFiniteError, VitalsError) as error:
+            choice.left_out.append(f"{ready.expression}: {error}")
+            tell(f"auto(): {ready.expression} is left out: {error}")
+            return
+        choice.extend(self.trials(ready, trained)[0], trained)
+        tell(f"auto(): {ready.expression}, is trained")
 
     def features(self, trials: Sequence[Trial], history: Sequence[dict[str, Any]]) -> dict[str, float]:
         """What the prior knows of the setting; ``history`` is that of plain(), the first trial."""
@@ -615,17 +669,19 @@ def shortlisted(ready: NetworkRun) -> AutoRun:
         if one is not None:
             candidates.append(one)
     candidates[0].data = first
-    run = AutoRun(**vars(ready), candidates=candidates, apart=halves, left_out=left_out)
+    chooser = read_auto(ready.expression)
+    run = AutoRun(**vars(ready), candidates=candidates, longer=chooser.longer, apart=halves, left_out=left_out)
     gains = expected(run.features((), ()))
     rest = sorted(candidates[1:], key=lambda one: -gains.get(one.expression, -math.inf))
-    listed = [candidates[0], *rest][: read_auto(ready.expression).most]
+    listed = [candidates[0], *rest][: chooser.most]
     run.candidates = listed[: most_trials(len(listed), request.explore)]
     left_out += [f"{one.expression}: --explore {request.explore:g}" for one in listed[len(run.candidates) :]]
     return run
 
 
-def candidate(ready: NetworkRun, expression: str) -> NetworkRun | None:
-    """The run of a recipe for as many steps in all as one generation of another run; None without rows that it needs.
+def candidate(ready: NetworkRun, expression: str, longer: int = 1) -> NetworkRun | None:
+    """The run of a recipe for as many steps in all as one generation of another run, or ``longer`` times as many; None
+    without rows that it needs.
 
     Raises:
         SelfdistillError: the recipe does not fit the data.
@@ -634,7 +690,11 @@ def candidate(ready: NetworkRun, expression: str) -> NetworkRun | None:
     if method.views.need_unlabelled() and not len(data.unlabelled):
         return None
     check_method(for_task(method, data.task), data)
-    settings = {**ready.settings, "audit": "off", "steps": max(1, round(total_steps(ready) / method.generations))}
+    settings = {
+        **ready.settings,
+        "audit": "off",
+        "steps": max(1, round(longer * total_steps(ready) / method.generations)),
+    }
     settings["batch_size"] = ready.request.batch_size or batch_size_for(data, method)
     return NetworkRun(ready.request, data, method, expression, ready.build, settings)
 
@@ -688,8 +748,7 @@ def prepare(request: Request) -> NetworkRun:
     )
     if data.task == "features":
         _refuse_judging(request, data)
-    if request.augment:
-        data = replace(data, augment=request.augment)
+    data = data.with_augmentation(request.augment)
     if request.init and reader:
         raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
     expression = request.method or ("der_pp()" if request.tasks else "auto()")
@@ -697,6 +756,7 @@ def prepare(request: Request) -> NetworkRun:
     method = plain() if chooses else _read(expression)
     if request.targets is not None:
         method = _stored(method, request, data)
+    data = with_clean_rows(data, method.views, request.seed)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
     spec = spec if spec is not None else warm_start.spec_of(request.init) if request.init else None
     build = registry.parse(spec if spec is not None else "mlp" if small else "cnn", data.shape, data.outputs)

@@ -474,8 +474,7 @@ def _new_data(request: Request, place: Path, target: str | None, card: Mapping[s
         )
     classes = [*card["classes"], *(name for name in data.classes if name not in card["classes"])]
     places = torch.tensor([*(classes.index(name) for name in data.classes), -1])  # the last one for no label
-    data = replace(data, y=places[data.y], classes=tuple(classes))
-    return replace(data, augment=request.augment) if request.augment else data
+    return replace(data, y=places[data.y], classes=tuple(classes)).with_augmentation(request.augment)
 
 
 def prepare_update(request: Request) -> UpdateRun:

@@ -113,6 +113,14 @@ _LABEL_ERRORS = {
 }
 
 
+_BREAKDOWN = {
+    "worst": [{"row": int, "name": str, "label": str, "predicted": str, "confidence": (float, None)}],
+    "by_class?": [{"name": str, "rows": int, "precision": (float, None), "recall": (float, None)}],
+    "confused?": [{"label": str, "predicted": str, "rows": int}],
+    "confusion?": [[int]],
+}
+
+
 _RESULT = {
     "data": _DATA,
     "generations": [_GENERATION],
@@ -136,6 +144,8 @@ _RESULT = {
     "predicted?": {str: [[float]]},
     "label_errors?": (_LABEL_ERRORS, None),
     "ensemble?": _ENSEMBLE,
+    "breakdown?": _BREAKDOWN,
+    "importance?": [{"name": str, "mean": float, "deviation": float}],
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "auto?": ({"why": str, "tried": [_TRIAL]}, None),
     "trouble?": (str, None),

@@ -30,13 +30,17 @@ VALUES = ("plain()", "born_again(xi=0.5)", "mean_teacher(weight=1.0)")
 
 @dataclass(frozen=True)
 class Auto:
-    """The choice among several recipes; ``most`` is how many are trained, plain() among them."""
+    """The choice among several recipes; see `auto`."""
 
     most: int = 6
+    longer: int = 3
 
 
-def auto(most: Count = 6) -> Auto:
+def auto(most: Count = 6, longer: Count = 3) -> Auto:
     """A choice among a few recipes: each is trained at full length, and validation rows choose.
+
+    The chosen recipe of a network is trained once more, for longer; of the two the better one on the validation rows is
+    the final model.
 
     Equation::
 
@@ -44,6 +48,7 @@ def auto(most: Count = 6) -> Auto:
 
     Args:
         most: Number of recipes that are trained, plain() among them; a prior from other data sets puts them in order.
+        longer: Length of the further training of the chosen network, in trainings of usual length; 1 for none.
 
     Returns:
         The choice, which `run` and `compare` carry out.
@@ -52,7 +57,7 @@ def auto(most: Count = 6) -> Auto:
 
     Source: validation at full length among few recipes; numbers and limits in docs/auto.md.
     """
-    return Auto(most)
+    return Auto(most, longer)
 
 
 def auto_card() -> dict[str, Any]:
@@ -62,7 +67,7 @@ def auto_card() -> dict[str, Any]:
         **describe(AUTO, auto),
         "targets": "classes, values",
         "for": "networks",
-        "cost": {"trainings": len(CLASSES)},
+        "cost": {"trainings": len(CLASSES) + Auto.longer},
         "generations": 1,
         "candidates": list(names),
     }
@@ -78,7 +83,8 @@ def auto_text(card: Mapping[str, Any]) -> str:
             *(f"    {line}" for line in card["equation"].splitlines()),
             "",
             f"tries:       {', '.join(f'{name}()' for name in card['candidates'])}; at most {card['most']} of them",
-            "cost:        one training of full length for each; on tables of learners see docs/auto.md",
+            "cost:        one training of full length for each, then a longer one of the chosen network",
+            "tables:      of learners see docs/auto.md",
             f"needs:       {card['needs']}",
             f"source:      {card['source']}",
             *argument_lines(card["arguments"]),
@@ -93,7 +99,7 @@ def read_auto(expression: str) -> Auto:
         RecipeError: it is malformed, or has an argument that `auto` does not know.
 
     >>> read_auto("auto(most=3)")
-    Auto(most=3)
+    Auto(most=3, longer=3)
     """
     choice = parse_expression(expression, {AUTO: checked(auto)})
     if not isinstance(choice, Auto):

@@ -82,6 +82,14 @@ class Choice(Generic[T]):
         """The trial that was chosen."""
         return self.trials[self.chosen]
 
+    def extend(self, trial: Trial, result: T) -> None:
+        """Add a longer training of the chosen candidate, which is chosen unless it is worse."""
+        if trial.loss() <= self.winner.loss():
+            first = self.kept[0]
+            self.chosen = len(self.trials)
+            self.kept = {place: one for place, one in self.kept.items() if one is first} | {self.chosen: result}
+        self.trials.append(trial)
+
     def to_json(self, measure: str) -> dict[str, Any]:
         """The table of the trials, and the reason for the choice, as run.json holds them."""
         first = self.trials[0]

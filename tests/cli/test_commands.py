@@ -102,7 +102,7 @@ def test_the_run_folder_holds_what_is_promised() -> None:
     passed("run", "digits", "--method", "born_again(generations=2)", *TINY, "--out", "r", "--quiet")
     assert {path.name for path in Path("r").iterdir()} == {
         "run.json", "metrics.jsonl", "checkpoints", "generations", "control", "model", "README.md", "report.html",
-        "label_errors.csv", "reservoir.safetensors",
+        "label_errors.csv", "reservoir.safetensors", "cards.json",
     }  # fmt: skip
     held = {path.name for path in Path("r/model").iterdir()}
     assert held == {"model.safetensors", "config.json", "data.json", "README.md"}
@@ -263,6 +263,23 @@ def test_help_names_every_command_and_every_option_of_run() -> None:
     assert passed("--version").stdout.split() == ["selfdistill,", "version", selfdistill.__version__]
 
 
+@pytest.mark.parametrize("command", ["run", "update", "adapt"])
+def test_help_has_twelve_main_options_first_and_every_option_once(command: str) -> None:
+    from selfdistill.cli import main
+    from selfdistill.cli.options import THEMES
+
+    text = passed(command, "--help").stdout
+    assert len(THEMES["Main options"].split()) == 12
+    heads = [line.removesuffix(":") for line in text.splitlines() if line in {f"{theme}:" for theme in THEMES}]
+    assert heads == [theme for theme in THEMES if theme in heads]
+    assert heads[0] == "Main options"
+    for parameter in main.commands[command].params:
+        if parameter.param_type_name == "option":
+            shown = [line for line in text.splitlines() if line.startswith(f"  {parameter.opts[0]} ")]
+            assert len(shown) == 1, parameter.name
+    assert text.count("Show this message and exit.") == 1
+
+
 def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() -> None:
     """An option that nothing reads, or a field that no option reaches, would be noticed here."""
     from dataclasses import fields
@@ -298,6 +315,27 @@ def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() ->
     adaptations = {parameter.name for parameter in main.commands["adapt"].params}
     assert adaptations == own | shared | common | {"control", "memory", "raw_csv"}
     assert settings == set(TRAINING) | {"epochs", "steps", "batch_size", "seed"}
+
+
+def test_signs_are_not_mirrored_and_a_person_may_name_the_parts() -> None:
+    write_images(Path("signs"), ("A", "B"))
+    write_images(Path("pets"))
+    line = "the class 'A' is a letter or a digit, so images are not mirrored; `--augment flip,shift` mirrors them"
+    assert line in passed("run", "signs", *PLAIN, "--out", "a").stderr
+    assert "mirrored" not in passed("run", "pets", *PLAIN, "--out", "b").stderr
+    assert "mirrored" not in passed("run", "signs", *PLAIN, "--augment", "crop, flip", "--out", "c").stderr
+    views = [json.loads(Path(out, "run.json").read_text())["data"] for out in "abc"]
+    parts = [(view["augment"], view["flips"]) for view in views]
+    assert parts == [("weak", False), ("weak", True), ("flip,crop", True)]
+    refusals = {
+        "flip,spin": "'spin': use one of none, weak, strong",
+        "noise": "'noise'",
+        "flip,flip": "twice",
+        "": "''",
+    }
+    for text, words in refusals.items():
+        assert words in refused("run", "pets", *PLAIN, "--augment", text, "--out", "d")
+    assert not Path("d").exists()
 
 
 def test_training_options_reach_the_run() -> None:

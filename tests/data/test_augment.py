@@ -21,10 +21,11 @@ def picture(*shape):
 
 def view(name, x, ids, address=ADDRESS, *, flips=True):
     kind = "image" if x.ndim == 4 else "table"
+    name = ",".join(augment.PARTS[kind]) if name == "all parts" else name
     return augment.apply(name, x, ids, address, kind=kind, flips=flips)
 
 
-@pytest.mark.parametrize("name", ["weak", "strong", "crop", "local"])
+@pytest.mark.parametrize("name", ["weak", "strong", "crop", "local", "all parts"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 33, 33), (3, 20, 12), (7,), (1,)])
 class TestAddressing:
     """A view is a function of address and sample id."""
@@ -280,3 +281,19 @@ def test_strong_table_masks_a_fifth():
     assert float(masked.float().mean(0).std()) < 0.02
     assert float(views[masked].std()) == pytest.approx(0.2, abs=0.01)
     assert float((views[~masked] - 50).std()) == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("part", augment.PARTS["image"])
+def test_each_part_of_images_does_what_its_name_says(part):
+    """A part changes most images and keeps their shape and range; a flip is exactly a mirrored image."""
+    x, ids = picture(64, 3, 16, 16), torch.arange(64)
+    shown = view(part, x, ids)
+    assert shown.shape == x.shape
+    assert 0 <= float(shown.min()) <= float(shown.max()) <= 1
+    changed = (shown != x).flatten(1).any(1)
+    assert changed.float().mean() > 0.3
+    if part == "flip":
+        assert 0.2 < changed.float().mean() < 0.8
+        assert shown[changed].equal(x[changed].flip(3))
+    if part in ("flip", "shift"):  # pixels move and no value is made
+        assert set(shown.unique().tolist()) <= set(x.unique().tolist())

@@ -31,7 +31,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_has_what_every_run_has(done: Path) -> None:
-    assert {p.name for p in done.iterdir()} == {"run.json", "README.md", "report.html", "model"}
+    assert {p.name for p in done.iterdir()} == {"run.json", "README.md", "report.html", "model", "cards.json"}
     assert {p.name for p in (done / "model").iterdir()} == {"estimator.skops", "data.json", "README.md"}
     result = json.loads((done / "run.json").read_text())["result"]
     assert result["test"].keys() == {"rmse", "mae", "r2", "coverage", "width"}
@@ -42,6 +42,21 @@ def test_the_run_has_what_every_run_has(done: Path) -> None:
     assert "# auto() on diabetes" in readme
     assert 'load("model/estimator.skops")' in readme
     assert "<svg" in (done / "report.html").read_text()
+
+
+@pytest.mark.parametrize("rows", [400, 30])
+def test_a_run_hands_over_the_learner_alone_where_nothing_helps(rows: int, tmp_path: Path) -> None:
+    """Values that are exactly linear, in many rows and in few."""
+    x = np.random.default_rng(0).normal(size=(rows, 3))
+    pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": x @ [1.0, 2.0, 3.0]}).to_csv(tmp_path / "t.csv")
+    request = Request(str(tmp_path / "t.csv"), target="y", model="linear")
+    result = Run.create(request, tmp_path / "run").execute()
+    assert [trial["method"] for trial in result["auto"]["tried"] if trial["chosen"]] == ["the learner alone"]
+    assert result["plain"]["end"]["rmse"] == result["test"]["rmse"]
+    readme = (tmp_path / "run" / "README.md").read_text()
+    assert "auto(): nothing helps; the learner alone is the final model" in readme
+    assert "RMSE on the test split" in readme
+    assert "no later one" not in readme
 
 
 def test_figures_are_those_of_the_model_that_was_saved(done: Path) -> None:

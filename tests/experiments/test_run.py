@@ -398,29 +398,37 @@ def flower_table(path: Path, rows: int = 90, values: bool = False) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("values", [False, True])
-def test_auto_hands_over_the_candidate_that_its_own_run_would_train(values: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("values", "longer"), [(False, 1), (True, 1), (False, 3), (True, 3)])
+def test_auto_hands_over_the_candidate_that_its_own_run_would_train(values: bool, longer: int, tmp_path: Path) -> None:
     """Bit for bit: the choice costs the other trainings and changes none of them."""
     request = Request(flower_table(tmp_path / "t.csv", values=values), target="outcome", model="mlp(width=8)", steps=12)
     said: list[str] = []
-    result = Run.create(replace(request, method="auto()"), tmp_path / "auto").execute(tell=said.append)
+    auto = replace(request, method=f"auto(longer={longer})")
+    result = Run.create(auto, tmp_path / "auto").execute(tell=said.append)
     tried = result["auto"]["tried"]
+    candidates, extended = (tried[:-1], tried[-1]) if longer > 1 else (tried, None)
     usual = VALUES if values else CLASSES
-    assert {trial["method"] for trial in tried} == set(usual[: 3 if values else 5]), "no row is unlabelled"
+    assert {trial["method"] for trial in candidates} == set(usual[: 3 if values else 5]), "no row is unlabelled"
     assert tried[0]["method"] == "plain()"
     assert [trial["method"] for trial in tried if trial["chosen"]] == [result["method"]]
     scores = {trial["method"]: trial["score"] for trial in tried}
     assert scores[result["method"]] == (min if values else max)(scores.values())
-    steps = {trial["steps"] for trial in tried}
+    steps = {trial["steps"] for trial in candidates}
     assert steps == {12}, "as many for each, whatever its generations"
-    assert result["steps"] == 12 * len(tried)
+    assert result["steps"] == 12 * (len(candidates) + (longer if extended else 0))
+    better = min(candidates, key=lambda trial: trial["score"] if values else -trial["score"])
+    if extended:
+        assert extended["steps"] == 36
+        equal = extended["score"] <= better["score"] if values else extended["score"] >= better["score"]
+        assert extended["chosen"] == equal, "of equals the longer training"
     assert any("validation rows" in line for line in said)
-    assert any(f"candidate 1 of {len(tried)}, plain(), is trained, about" in line for line in said)
+    assert any(f"candidate 1 of {len(candidates)}, plain(), is trained, about" in line for line in said)
     page, readme = (tmp_path / "auto" / "report.html").read_text(), (tmp_path / "auto" / "README.md").read_text()
     assert "Candidates of auto()" in page
     assert f"| {tried[1]['method']}" in readme
-    generations = read_method(result["method"]).generations
-    alone = replace(request, method=result["method"], steps=12 // generations, training=(("audit", "off"),))
+    recipe, _, times = result["method"].partition(", ")
+    steps_of_one = (36 if times else 12) // read_method(recipe).generations
+    alone = replace(request, method=recipe, steps=steps_of_one, training=(("audit", "off"),))
     Run.create(alone, tmp_path / "alone").execute()
     assert same(tmp_path / "auto" / "model", tmp_path / "alone" / "model")
 
