@@ -85,6 +85,11 @@ class ManyMethods(click.Command):
     help="The same comparison at several numbers of labels, such as 25,50,100,200, and the labels that each method "
     "needs for the score of the baseline with the most.",
 )
+@click.option(
+    "--ablation",
+    is_flag=True,
+    help="Also train each method with peers by its own predictions, and by its peers' and its own: what do peers add?",
+)
 @click.option("--out", metavar="DIR", help="Folder of the comparison [default: below runs/].")
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -99,6 +104,7 @@ def compare(
     budget: str | None,
     level: float,
     label_curve: tuple[int, ...] | None,
+    ablation: bool,
     out: str | None,
     json_file: str | None,
     quiet: bool,
@@ -139,7 +145,7 @@ def compare(
     design = design_for(request, methods)
     count = fewest_seeds(len(design.judged(methods)), level) if seeds is None else max(0, seeds)
     all_seeds = tuple(range(request.seed, request.seed + count))
-    settings = ComparisonSettings(methods, all_seeds, design.matched(match), level)
+    settings = ComparisonSettings(methods, all_seeds, design.matched(match), level, ablation)
     tell = (lambda line: None) if quiet else (lambda line: echo(line, err=True))
     execute: Callable[[], dict[str, Any]]
     if label_curve:

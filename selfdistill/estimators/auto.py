@@ -185,6 +185,7 @@ class AutoDistillation(BaseSelfDistillation):
     generations: int = field(default=2, init=False)
     xi: float | str = field(default=TEACHER_SHARE, init=False)
     peers: Any = field(default=None, init=False)
+    include_self: bool = field(default=False, init=False)
     selection: Any = field(default=None, init=False)
     audit: str = field(default="safe", init=False)
     product: str = "best"

@@ -91,6 +91,7 @@ class BaseSelfDistillation(Wrapper):
     generations: int = 2
     xi: float | str = "auto"
     peers: Any = None
+    include_self: bool = False
     selection: Selection = None
     audit: str = "safe"
     audit_folds: int | float | str = "auto"
@@ -133,7 +134,7 @@ class BaseSelfDistillation(Wrapper):
     ) -> PseudoLabels:
         """How ``generation`` is labelled, of ``last`` later ones; ``prediction`` are those of the one before for
         held-out rows, where there are some, and ``y`` and ``rows`` their targets and weights."""
-        return PseudoLabels(self.selection)
+        return PseudoLabels(self.selection, include_self=bool(self.include_self))
 
     def _best_xi(self, y: NDArray[Any], teacher: Floats, student: Floats, rows: RowWeights) -> float:
         """The best xi on held-out rows, from students of labels alone and of the teacher alone."""

@@ -22,7 +22,17 @@ from ..evaluation import metrics
 from ..evaluation.predict import scored
 from ..io.run_record import Request
 from ..methods.registry import AUTO
-from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSettings, Job
+from ..training.comparison import (
+    BOTH,
+    OWN,
+    PEERS,
+    PLAIN,
+    ComparisonDesign,
+    ComparisonSettings,
+    Job,
+    ablation_jobs,
+    require_peers,
+)
 from . import base_learners
 from .recipes import EstimatorRecipe, read_recipe
 from .run import TableRun, cross_predict, fit, folds_of, prepare, residuals, score_test, self_taught, training_gap
@@ -72,7 +82,7 @@ def planned(settings: ComparisonSettings, prepared: TableRun, costs: Mapping[str
     """The budget in trainings, and the first seed's jobs."""
     seed, amount = settings.seeds[0], max(costs.values())
     count = math.ceil(amount)
-    jobs = [*pilots(settings), Job(PLAIN, ALONE, 0, seed)]
+    jobs = [*pilots(settings), *ablation_jobs(taught_by_peers(settings), 0, seed), Job(PLAIN, ALONE, 0, seed)]
     if base_learners.is_named(prepared.build):
         jobs.append(Job(NAMES[TUNED], TUNED, 0, seed, count=count))
     jobs.append(Job(NAMES[BAGGED], BAGGED, 0, seed, count=count))
@@ -82,6 +92,12 @@ def planned(settings: ComparisonSettings, prepared: TableRun, costs: Mapping[str
     if prepared.classify and len(prepared.data.unlabelled):
         jobs.append(Job(NAMES[SELF_TRAINING], SELF_TRAINING, 0, seed))
     return amount, jobs
+
+
+def taught_by_peers(settings: ComparisonSettings) -> list[str]:
+    """The methods that are ablated: where that is asked for, those whose peers teach."""
+    methods = settings.methods if settings.ablation else ()
+    return [name for name in methods if read_recipe(name).ablated() is not None]
 
 
 def peer_names(prepared: TableRun) -> list[str]:
@@ -160,6 +176,11 @@ def _method(work: TableJob, recipe: EstimatorRecipe | None = None) -> dict[str, 
     audit = {} if loss is None else {"accuracy": 1.0 - loss} if classes else {"rmse": loss**0.5}
     errors = residuals(work.prepared, model, work.seed)
     return work.row(model, audit, errors, final_generation=model.generation_, peers=peers, **more)
+
+
+def _ablation(work: TableJob) -> dict[str, Any]:
+    """A method with peers, taught by its own predictions or by both."""
+    return _method(work, work.prepared.recipe.ablated(both=work.job.kind == BOTH))
 
 
 def _alone(work: TableJob) -> dict[str, Any]:
@@ -254,8 +275,8 @@ def _self_training(work: TableJob) -> dict[str, Any]:
 
 
 _TRAININGS: dict[str, Callable[[TableJob], dict[str, Any]]] = {
-    METHOD: _method, ALONE: _alone, TUNED: _tuned, BAGGED: _bagged, PEER: _peer, MEAN: _mean,
-    SELF_TRAINING: _self_training, STACK: _stack, PICKED: _picked, CATBOOST: _catboost,
+    METHOD: _method, OWN: _ablation, BOTH: _ablation, ALONE: _alone, TUNED: _tuned, BAGGED: _bagged, PEER: _peer,
+    MEAN: _mean, SELF_TRAINING: _self_training, STACK: _stack, PICKED: _picked, CATBOOST: _catboost,
 }  # fmt: skip
 
 
@@ -268,6 +289,7 @@ class TableDesign(ComparisonDesign):
     prepared: TableRun  # of the first seed and method
 
     match = "trainings"
+    ablates = True
 
     @classmethod
     def matched(cls, match: str | None) -> str:
@@ -290,6 +312,8 @@ class TableDesign(ComparisonDesign):
 
     def check(self) -> None:
         """Folds audit, so that no seed lacks an audit split; the first method was chosen to be here."""
+        if self.settings.ablation:
+            require_peers(self.settings.methods, taught_by_peers(self.settings))
         for expression in self.settings.methods[1:]:
             prepare(replace(self.request, method=expression, seed=self.settings.seeds[0]))
 

@@ -20,6 +20,21 @@ class EstimatorRecipe:
     name: str
     options: tuple[tuple[str, Any], ...] = ()
 
+    def ablated(self, both: bool = False) -> EstimatorRecipe | None:
+        """The recipe without peers, so that a learner's own predictions teach it, or with the mean of ``both``.
+
+        Returns:
+            The recipe; None where no peer teaches.
+
+        >>> dict(peer_taught().ablated().options)
+        {'generations': 2, 'peers': None}
+        """
+        options = dict(self.options)
+        if self.name in ("plain", AUTO) or (self.name != "peer_taught" and options["peers"] is None):
+            return None
+        options |= {"include_self": True} if both else {"peers": None}
+        return EstimatorRecipe(self.name, tuple(options.items()))
+
     def make(self, learner: Any, peers: Any, classify: bool, **more: Any) -> Any:
         """The estimator around a learner; ``peers`` are the usual ones for such a table.
 
@@ -41,10 +56,11 @@ class EstimatorRecipe:
                     "self_trained() chooses labels by confidence, and predicted values have none; use peer_taught()"
                 )
             return estimators.SelfTrainedClassifier(learner, **options)
-        if self.name == "peer_taught" and not classify:
+        if self.name == "peer_taught" and not classify and "peers" not in options:
             return estimators.PeerTaughtRegressor(learner, **{**options, "peers": peers})
         if self.name == "peer_taught":
-            options |= {"xi": 0.0, "peers": peers}
+            synthetic = {} if classify else {"synthetic": "auto"}
+            options = {"xi": 0.0, "peers": peers, **synthetic, **options}
         xi = options["xi"]
         if isinstance(xi, str) and xi != "auto":
             raise RecipeError(f"xi is a number or 'auto', not {xi!r}")

@@ -43,6 +43,7 @@ class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ign
         peers: None, and a generation is taught by the one before it; a number of copies (on bootstrap samples) or a
             list of estimators, and each is taught by the mean of the others, never by itself. The final
             model is ``estimator``'s.
+        include_self: with peers, include a learner's own prediction in the mean that it learns.
         synthetic: number of synthetic rows, each of half the columns of one row and half of another; the teacher labels
             them like ``X_unlabeled``. ``"auto"``: where there are unlabelled rows, as many as make 3,500 of all.
         selection: a function of the teacher's predictions (rows,) that gives each unlabelled row a weight in [0, 1].
@@ -153,6 +154,7 @@ class SelfDistilledClassifier(ClassifierMixin, BaseSelfDistillation):  # type: i
         xi: the weight of the teacher on labelled rows, from 0 to 1; ``"auto"`` minimises the log loss on held-out rows,
             and is 0 where the gain is within its own noise.
         peers: None; a number of copies, or a list of estimators: each is taught by the mean of the others.
+        include_self: as of `SelfDistilledRegressor`.
         selection: the least confidence of the teacher at which an unlabelled row is learnt, or a function of the
             predictions (rows, classes) that gives each row a weight in [0, 1].
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`; audited by accuracy, since labels that
@@ -245,8 +247,8 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         peers: a list of estimators, the more different the better, or a number of copies; by default extremely
             randomised trees and ridge regression.
         generations: rounds of labelling, the first training included.
-        include_self: include a learner's own prediction in the mean that it learns. That helps where the learner is
-            the best of them, and hurts where it is the worst.
+        include_self: as of `SelfDistilledRegressor`. That helps where the learner is the best of them, and hurts where
+            it is the worst.
         synthetic: number of synthetic rows, as of `SelfDistilledRegressor`; by default as many as make 3,500 of all.
         selection: a function of the mean (rows,) that gives each unlabelled row a weight in [0, 1].
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
@@ -270,13 +272,7 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
     _needs_unlabelled = True
 
     xi: float | str = field(default=0.0, init=False)  # labels are trusted: peers teach on unlabelled rows alone
-    include_self: bool = False
     synthetic: int | str = "auto"
-
-    def _pseudo_labels(
-        self, generation: int, last: int, prediction: Floats | None, y: NDArray[Any], rows: RowWeights
-    ) -> PseudoLabels:
-        return PseudoLabels(self.selection, include_self=bool(self.include_self))
 
     def _peers(self) -> Any:
         return usual_peers(hasattr(self, "feature_names_in_")) if self.peers is None else self.peers
@@ -299,8 +295,8 @@ class SelfTrainedClassifier(SelfDistilledClassifier):
             peers, and for a ``selection`` by confidence.
         selection: replaces the curriculum: the least confidence of a label, or a function of the predictions
             (rows, classes) that gives each row a weight in [0, 1].
-        peers: None, a number of copies, or a list of estimators, which label for each other and never for themselves.
-        audit, audit_folds, n_jobs, random_state, unlabelled: as of `SelfDistilledClassifier`.
+        peers: None, a number of copies, or a list of estimators, which label for each other and not for themselves.
+        include_self, audit, audit_folds, n_jobs, random_state, unlabelled: as of `SelfDistilledClassifier`.
 
     Attributes:
         estimator_, classes_, generation_, history_: as of `SelfDistilledClassifier`; ``history_`` has the temperature.
@@ -338,4 +334,4 @@ class SelfTrainedClassifier(SelfDistilledClassifier):
         if self.calibrate and prediction is not None:
             temperature = fit_temperature(prediction, y, rows)
         selection = MostConfident(generation / last, self.balanced) if self.selection is None else self.selection
-        return PseudoLabels(selection, self.hard, temperature)
+        return PseudoLabels(selection, self.hard, temperature, bool(self.include_self))

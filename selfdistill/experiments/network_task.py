@@ -31,6 +31,7 @@ from ..io.expressions import checked
 from ..io.run_record import Request
 from ..losses import CrossEntropy, Squared
 from ..methods import cards, recipes
+from ..methods.ablation import ablate
 from ..methods.controls import distil, label_smoothing, plain
 from ..methods.prior import auto, auto_card, auto_text, read_auto
 from ..methods.registry import AUTO, is_auto, read_method
@@ -39,20 +40,24 @@ from ..report.summary import ensemble_name
 from ..teachers import Ema, FrozenCopy, Labels
 from ..training.comparison import (
     AVERAGED,
+    BOTH,
     CLOSE,
     DECAY,
     DISTIL,
     INDEPENDENT,
     LONGER,
+    OWN,
     PLAIN,
     SMOOTHING,
     STOPPED,
     ComparisonDesign,
     ComparisonSettings,
     Job,
+    ablation_jobs,
     curve,
     ignore,
     matching_steps,
+    require_peers,
     require_splits,
 )
 from ..training.fit import Result, fit, try_batch
@@ -101,7 +106,18 @@ def planned(
     ]
     if DISTIL in costs:
         jobs.append(Job(DISTIL, "distil", matching_steps(steps, costs[DISTIL], amount), seed, count=steps))
+    jobs += [
+        job if abs(costs[job.name] - amount) <= CLOSE * amount
+        else replace(job, steps=max(1, round(steps * amount / costs[job.name])))
+        for job in ablation_jobs(taught_by_peers(settings), steps, seed)
+    ]  # fmt: skip
     return amount, [*jobs, Job(INDEPENDENT, "independent", steps, seed, count=members)]
+
+
+def taught_by_peers(settings: ComparisonSettings) -> list[str]:
+    """The methods that are ablated: where that is asked for, those whose peers teach."""
+    methods = settings.methods if settings.ablation else ()
+    return [name for name in methods if not is_auto(name) and ablate(read_method(name)) is not None]
 
 
 def kind_of(method: str) -> str:
@@ -248,7 +264,18 @@ def _judged(work: NetworkJob, rows: dict[str, dict[str, Any]]) -> dict[str, dict
 
 
 def _method(work: NetworkJob) -> dict[str, Any]:
-    trained = work.train(work.ready.method)
+    return _trained_by(work, work.ready.method)
+
+
+def _ablation(work: NetworkJob) -> dict[str, Any]:
+    """A method with peers, taught by its own predictions or by both."""
+    method = ablate(work.ready.method, both=work.job.kind == BOTH)
+    assert method is not None
+    return _trained_by(work, method)
+
+
+def _trained_by(work: NetworkJob, method: Method) -> dict[str, Any]:
+    trained = work.train(method)
     outputs = split_outputs(trained.model, work.data, trained.generations[trained.final_generation].weights)
     decisions = [t.decision["accepted"] for t in trained.generations] if len(trained.generations) > 1 else None
     ratio = _teacher_ratio(work)
@@ -368,6 +395,8 @@ def _distil(work: NetworkJob) -> dict[str, Any]:
 
 _TRAININGS: dict[str, Callable[[NetworkJob], dict[str, Any]]] = {
     "method": _method,
+    OWN: _ablation,
+    BOTH: _ablation,
     "auto": _auto,
     "plain": _plain,
     "smoothing": _plain,
@@ -388,6 +417,7 @@ class NetworkDesign(ComparisonDesign):
     request: Request
     settings: ComparisonSettings
     ready: NetworkRun
+    ablates = True
 
     @staticmethod
     def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
@@ -400,6 +430,8 @@ class NetworkDesign(ComparisonDesign):
     def check(self) -> None:
         """Every seed's audit split must be able to choose, and every method must fit the model and the data."""
         first = self.settings.seeds[0]
+        if self.settings.ablation:
+            require_peers(self.settings.methods, taught_by_peers(self.settings))
         for expression in self.settings.methods:
             ready = prepare(replace(self.request, method=expression, seed=first))
             try:
@@ -428,7 +460,7 @@ class NetworkDesign(ComparisonDesign):
     def pilots(self, control: bool) -> list[Job]:
         seed, steps = self.settings.seeds[0], total_steps(self.ready)
         jobs = [Job(name, kind_of(name), steps, seed, expression=name) for name in self.settings.methods]
-        jobs.append(Job(PLAIN, "plain", steps, seed))
+        jobs += [*ablation_jobs(taught_by_peers(self.settings), steps, seed), Job(PLAIN, "plain", steps, seed)]
         return [*jobs, Job(DISTIL, "distil", steps, seed, count=steps)] if control else jobs
 
     def trainings(self, job: Job) -> int:

@@ -19,7 +19,7 @@ Recipe = Callable[..., Method]
 AUTO = "auto"  # the recipe that chooses among others, of every task type
 
 #: modules of this folder that hold no recipe
-SUPPORT = frozenset({"cards", "prior", "registry", "validate"})
+SUPPORT = frozenset({"ablation", "cards", "prior", "registry", "validate"})
 
 
 _checked = cache(checked)  # a recipe is one function, however often it is looked up

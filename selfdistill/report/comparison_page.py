@@ -43,6 +43,7 @@ def render(result: dict[str, Any], types: TaskTypes) -> str:
                 "Against the best control: {name}, chosen by {by}.".format_map(result["best_control"]),
             ),
         ),
+        *_ablation(result, metric),
         *_benefits(result, methods, metrics),
         section("All metrics", *(_metrics(result, name) for name in metrics), paragraph(CORRECTED, "soft")),
         *_robust(result),
@@ -147,6 +148,35 @@ def _metrics(result: dict[str, Any], metric: str) -> str:
             cells += [""] * 5
         lines.append([*cells, control_test["verdict"] if control_test else ""])
     return table(head, lines)
+
+
+ABLATION = (
+    "The same method, with losses, gates and views as they are: in place of its peers the average of each network's "
+    "own weights (decay 0.99) teaches, or both with half of the weight each; of learners on a table the learner "
+    "itself, or the mean of all with it. These rows are no controls, and the verdicts above are not corrected for them."
+)
+
+
+def _ablation(result: dict[str, Any], metric: str) -> list[str]:
+    """What peers add to a method: itself taught by its own predictions, and by both."""
+    if not result.get("ablation"):
+        return []
+    rows, scale = {row["name"]: row for row in result["rows"]}, _scale(metric)
+    lines = []
+    for one in result["ablation"]:
+        taught = {one["method"]: None, **{row["name"]: row["against"][metric] for row in one["rows"]}}
+        for name, found in taught.items():
+            row = rows[name]
+            cells = ["", "", ""]
+            if found:
+                low, high = found["interval"]
+                cells = [f"{scale * found['difference']:+.4g}", f"{scale * low:+.4g} to {scale * high:+.4g}"]
+                cells.append(f"{found['holm']:.4f}")
+            cost = f"{row['passes']['total']:,.0f}"
+            lines.append([name, f"{scale * row['metrics'][metric]['mean']:.4g}", *cells, f"{row['steps']:,}", cost])
+    head = ("", metric, "- its peers'", "95 % interval", "p (Holm)", _length_unit(result), result["budget"]["unit"])
+    verdicts = [paragraph(one["verdict"]) for one in result["ablation"]]
+    return [section("Ablation of the peers", *verdicts, table(head, lines), paragraph(ABLATION, "soft"))]
 
 
 SPEED = (

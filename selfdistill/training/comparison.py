@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ..data.dataset import Data
 from ..data.prompts import Prompts
@@ -78,6 +78,9 @@ def split_match(match: str | None, budget: str | None) -> tuple[str | None, str 
     return next(iter(words), None), bounds or None
 
 
+OWN, BOTH = "own predictions", "peers and own predictions"  # kinds of jobs: what teaches in an ablation of peers
+
+
 CLOSE = 0.03  # a method within 3 % of the budget keeps its steps
 
 
@@ -107,12 +110,38 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """The settings of a comparison: methods, seeds, and the quantity that is matched."""
+    """The settings of a comparison: methods, seeds, and the quantity that is matched.
+
+    ``ablation``: methods with peers are also trained by their own predictions, and by both.
+    """
 
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     match: str = "passes"
     level: float = 0.05
+    ablation: bool = False
+
+
+def ablation_jobs(methods: Sequence[str], steps: int, seed: int) -> list[Job]:
+    """The trainings of methods without their peers as the teacher, and with both teachers.
+
+    >>> [job.name for job in ablation_jobs(["mutual()"], 10, 0)]
+    ['mutual(), own predictions', 'mutual(), peers and own predictions']
+    """
+    return [Job(f"{name}, {kind}", kind, steps, seed, expression=name) for name in methods for kind in (OWN, BOTH)]
+
+
+def require_peers(methods: Sequence[str], taught: Sequence[str]) -> None:
+    """Refuse an ablation where no method is ``taught`` by peers.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not taught:
+        raise DataError(
+            f"--ablation replaces the peers that teach, and no peer teaches in {' or '.join(methods)}; leave it out, "
+            "or give a method with peers, such as 'mutual()', or on a table 'peer_taught()'"
+        )
 
 
 def cost(record: Mapping[str, Any], seconds: float, match: str) -> float:
@@ -190,6 +219,7 @@ class ComparisonDesign(Protocol):
     """
 
     match: str = "passes"  # what is matched where nothing else is asked for
+    ablates: ClassVar[bool] = False  # whether its methods can be trained without their peers
 
     @classmethod
     def matched(cls, match: str | None) -> str:

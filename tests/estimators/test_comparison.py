@@ -14,7 +14,7 @@ from selfdistill.estimators import comparison
 from selfdistill.estimators.run import TableRun, prepare
 from selfdistill.experiments.compare import Comparison, runner
 from selfdistill.io.run_record import Request
-from selfdistill.training.comparison import ComparisonSettings, Job
+from selfdistill.training.comparison import BOTH, OWN, ComparisonSettings, Job
 from tests.terminal import passed, refused
 
 FLAGS = ["diabetes", "--labels", "40", "--model", "linear", "--seeds", "3", "--methods", "peer_taught()"]
@@ -117,6 +117,29 @@ def test_an_audit_on_a_share_has_errors_of_that_share_alone(monkeypatch: pytest.
     row = comparison.train_job(job, Request("diabetes", model="linear"), Path())["rows"][name]
     assert 0.5 < row["metrics"]["coverage"] <= 1.0
     assert row["audit"]["rmse"] > 0
+
+
+@pytest.mark.parametrize(
+    ("data", "method"),
+    [("diabetes", "peer_taught()"), ("diabetes", "self_distilled(xi=0.5)"), ("iris", "self_trained(peers=2)")],
+)
+def test_an_ablation_is_taught_by_the_learner_itself_or_by_all(data: str, method: str) -> None:
+    labelled_by = []
+    for kind in (comparison.METHOD, OWN, BOTH):
+        job = Job(method, kind, 0, 0, expression=method)
+        request = Request(data, labels=30, model="linear")
+        work = comparison.TableJob(job, request)
+        recipe = work.prepared.recipe
+        recipe = recipe if kind == comparison.METHOD else recipe.ablated(both=kind == BOTH)
+        work.prepared.recipe = recipe
+        model = work.prepared.estimator(0)
+        labelled_by.append((model.peers is None, model.include_self, model.xi))
+        if method == "peer_taught()" and kind == OWN:
+            row = comparison.train_job(job, request, Path())["rows"][method]
+            assert not row["peers"]
+            assert row["metrics"]["rmse"] > 0
+    xi = labelled_by[0][2]
+    assert labelled_by == [(False, False, xi), (True, False, xi), (False, True, xi)]
 
 
 def test_networks_compare_on_values_too(tmp_path: Path) -> None:

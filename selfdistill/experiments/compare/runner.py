@@ -34,7 +34,17 @@ from ...report import COMPARISON, LABEL_CURVE, PAGE, surviving
 from ...report import write as write_report
 from ...training import threads
 from ...training.budget import FILE, MARGIN, Expense, Meter, Peak, parse_budget
-from ...training.comparison import ComparisonDesign, ComparisonSettings, Job, check, cost, of_seed, split_match
+from ...training.comparison import (
+    BOTH,
+    OWN,
+    ComparisonDesign,
+    ComparisonSettings,
+    Job,
+    check,
+    cost,
+    of_seed,
+    split_match,
+)
 from ..folder import Folder, locked
 from ..processes import run_jobs
 from ..task_types import TASK_TYPES
@@ -129,6 +139,11 @@ class Comparison:
             raise DataError("a comparison searches nothing; search by `selfdistill run`, and compare what it chooses")
         design = design_for(request, settings.methods)
         request = design.shared(request, settings)
+        if settings.ablation and not design.ablates:
+            raise DataError(
+                f"--ablation is for networks and learners that predict, and {settings.methods[0]} is for none; "
+                "leave it out"
+            )
         default = Path("runs") / f"compare-{replace(request, method=' '.join(settings.methods)).name()}"
         comparison = cls(Path(out) if out is not None else default, request, settings, design)
         if comparison._folder.begun():
@@ -146,6 +161,8 @@ class Comparison:
     def asked(self) -> dict[str, Any]:
         """What the comparison is of, as JSON has it."""
         asked = {**self.request.to_json(), **asdict(self.settings)}
+        if not self.settings.ablation:  # a folder without it may be older than the option
+            del asked["ablation"]
         return dict(json.loads(json.dumps(asked)))
 
     def plan(self) -> dict[str, Any]:
@@ -383,6 +400,7 @@ class Comparison:
                 times.setdefault(name, []).append(spent)
         task = first["data"]["task"]
         methods, plain = self.design.judged(self.settings.methods), self.design.plain(plan["teacher"])
+        ablations = {job.name: job.expression or "" for job in done if job.kind in (OWN, BOTH)}
         return {
             "format": FORMAT,
             "kind": "comparison",
@@ -398,7 +416,7 @@ class Comparison:
             "level": self.settings.level,
             **({} if self._meter is None else {"bound": self._meter.summary()}),
             "reachable": [self._reachable(len({job.seed for job in done}))],
-            **judge(cells, methods, task=task, level=self.settings.level, plain=plain),
+            **judge(cells, methods, task=task, level=self.settings.level, plain=plain, ablations=ablations),
             "trouble": [
                 f"{name}, seed {seed}: {record['trouble']}"
                 for name, records in cells.items()
@@ -501,6 +519,7 @@ def compare(
     match: str | None = None,
     budget: str | None = None,
     level: float = 0.05,
+    ablation: bool = False,
     out: str | Path | None = None,
     tell: Tell = lambda line: None,
     trust_code: bool = False,
@@ -515,6 +534,7 @@ def compare(
             left open), ``seconds``, or for prompts the ``completions`` drawn.
         budget: bounds of the whole comparison, such as ``2h|8GiB``.
         level: of the verdicts, over the methods.
+        ablation: whether methods with peers are also trained by their own predictions, and by both.
         out: the comparison's folder; the same call there goes on with what was cut.
         tell: called with lines about what is done and what is left.
         trust_code: whether functions that folders and files name, such as a teacher's, may be run.
@@ -530,7 +550,8 @@ def compare(
     match, bounds = split_match(match, budget)
     request = replace(request, budget=bounds or request.budget)
     matched = design_for(request, methods).matched(match)
-    settings = ComparisonSettings(tuple(methods), tuple(range(request.seed, request.seed + seeds)), matched, level)
+    chosen = tuple(range(request.seed, request.seed + seeds))
+    settings = ComparisonSettings(tuple(methods), chosen, matched, level, ablation)
     with trust.trust_code(trust_code):
         return Comparison.create(request, settings, out).execute(tell)
 

@@ -58,7 +58,9 @@ def show(result: dict[str, Any]) -> None:
     if "return" not in result["metrics"]:  # each seed of a policy has test episodes of its own
         console.print(SAME_ROWS, highlight=False)
     bounds = [line.removeprefix("- ") for line in budget_lines({"budget": result.get("bound")})]
-    for line in (*result["reachable"], *result["verdict"], *result.get("benefits", []), *result["trouble"], *bounds):
+    ablation = [one["verdict"] for one in result.get("ablation", [])]
+    benefits = [*result.get("benefits", []), *ablation]
+    for line in (*result["reachable"], *result["verdict"], *benefits, *result["trouble"], *bounds):
         console.print(printable(line), highlight=False)
 
 

@@ -33,13 +33,20 @@ Cells = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> record
 
 
 def judge(
-    cells: Cells, methods: Sequence[str], *, task: str = "classify", level: float = 0.05, plain: str = PLAIN
+    cells: Cells,
+    methods: Sequence[str],
+    *,
+    task: str = "classify",
+    level: float = 0.05,
+    plain: str = PLAIN,
+    ablations: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Rows, the best control and the verdicts, from each row's record on each seed.
 
     Every row is compared with the plain one, which ``plain`` names; methods also with the best control, chosen by mean
     audit score, and with the model before, where it is a row beside a plain one. Per metric the p-values of the methods
-    are corrected for each other (Holm), those of the controls likewise among themselves.
+    are corrected for each other (Holm), those of the controls likewise among themselves, and so those of the rows in
+    ``ablations``, which are no controls: each is a method, which the mapping names, under another teacher.
 
     Raises:
         DataError: a row has other seeds than the plain one, or a figure is not finite.
@@ -50,7 +57,9 @@ def judge(
     there = [m for m in known if all(m in r["metrics"] for found in cells.values() for r in found.values())]
     names = dict.fromkeys(cells, there)
     ranks = {name: place for place, name in enumerate(ABOUT)}
-    controls = sorted((name for name in cells if name not in methods), key=lambda name: ranks.get(name, len(ranks)))
+    ablations = ablations or {}
+    others = (name for name in cells if name not in methods and name not in ablations)
+    controls = sorted(others, key=lambda name: ranks.get(name, len(ranks)))
     audited = next(name for name in AUDITED if name in next(iter(cells[plain].values()))["audit"])
     higher = AUDITED[audited]
     means = {c: statistics.fmean(record["audit"][audited] for record in cells[c].values()) for c in controls}
@@ -59,16 +68,20 @@ def judge(
     if BEFORE in cells and plain != BEFORE:
         references[BEFORE] = BEFORE
     against: dict[str, dict[str, Any]] = {name: {where: {} for where in references} for name in cells}
-    others = [name for name in controls if name != plain]
-    pairs = [(methods, name, where) for where, name in references.items()] + [(others, plain, PLAIN)]
+    families = [methods, list(ablations)] if ablations else [methods]
+    pairs = [(family, name, where) for where, name in references.items() for family in families]
+    pairs.append(([name for name in controls if name != plain], plain, PLAIN))
     for metric in (m for m in names[plain] if known[m]["higher_is_better"] is not None):
         for family, reference, where in pairs:
             found = _compared(cells, family, reference, metric, known[metric]["higher_is_better"], level)
             for name, what in found.items():
                 against[name][where][metric] = what
-    rows = [_row(name, cells, plain, names[name], against[name]) for name in [*methods, *controls]]
+    rows = [_row(name, cells, plain, names[name], against[name]) for name in [*methods, *ablations, *controls]]
     for row in rows[: len(methods)]:
         row |= {"kind": "method", "expression": row["name"], "about": "the method"}
+    for row in rows[len(methods) : len(methods) + len(ablations)]:
+        teacher = row["name"].removeprefix(f"{ablations[row['name']]}, ")
+        row |= {"kind": "ablation", "expression": ablations[row["name"]], "about": f"the method, taught by {teacher}"}
     for ensemble in {INDEPENDENT, PEERS} & set(cells):
         _retained(rows, cells, ensemble, audited)
     return {
@@ -82,7 +95,37 @@ def judge(
             for metric in [next(iter(row["metrics"])), *(name for name in row["metrics"] if name == "kept")]
         ],
         "benefits": [line for row in rows[: len(methods)] if (line := benefits(row, rows, plain))],
+        **({"ablation": ablation(cells, ablations, names[plain], task, level)} if ablations else {}),
     }
+
+
+def ablation(
+    cells: Cells, ablations: Mapping[str, str], metrics: Sequence[str], task: str, level: float
+) -> list[dict[str, Any]]:
+    """What each method loses or gains where its own predictions teach in place of its peers', or beside them.
+
+    Returns:
+        For each method its ``rows``, each with its differences ``against`` the method by metric, whose p-values are
+        corrected within the method (Holm), and a ``verdict`` in words.
+    """
+    found = list[dict[str, Any]]()
+    for method in dict.fromkeys(ablations.values()):
+        family = [name for name, of in ablations.items() if of == method]
+        against: dict[str, dict[str, Any]] = {name: {} for name in family}
+        for metric in (m for m in metrics if METRICS[task][m]["higher_is_better"] is not None):
+            higher = METRICS[task][metric]["higher_is_better"]
+            for name, what in _compared(cells, family, method, metric, higher, level).items():
+                against[name][metric] = what
+        said = [
+            f"{name.removeprefix(f'{method}, ')} {_difference(against[name][metrics[0]], metrics[0])}"
+            for name in family
+        ]
+        verdict = (
+            f"{method}: in {TOLD.get(metrics[0], metrics[0])} against its peers' teaching, {'; '.join(said)} (Holm)."
+        )
+        rows = [{"name": name, "against": against[name]} for name in family]
+        found.append({"method": method, "rows": rows, "verdict": verdict})
+    return found
 
 
 def called(references: Mapping[str, str]) -> dict[str, str]:
@@ -302,15 +345,19 @@ def _sentence(
     said = []
     for where, name in against.items():
         found = row["against"][where][metric]
-        low, high = found["interval"]
-        scale, unit, digits = (100, " points", "+.2f") if metric in POINTS else (1, "", "+.3g")
-        shown, *ends = (format(scale * value, digits) for value in (found["difference"], low, high))
-        said.append(f"{WORDS[found['verdict']]} {name}, {shown}{unit} [{', '.join(ends)}], p {found['holm']:.3g}")
+        said.append(f"{WORDS[found['verdict']]} {name}, {_difference(found, metric)}")
     if metric != "kept":  # which comes second
         said[-1] += _untaught(row, before)
     caveat = "" if able else " With so few seeds every verdict is a tie, whatever the difference."
     what = TOLD.get(metric, metric)
     return f"{row['name']}: in {what}, {'; '.join(said)} (Holm over the methods, level {level:g}).{caveat}"
+
+
+def _difference(found: Mapping[str, Any], metric: str) -> str:
+    """A paired difference with its interval and its corrected p-value, in words."""
+    scale, unit, digits = (100, " points", "+.2f") if metric in POINTS else (1, "", "+.3g")
+    shown, *ends = (format(scale * value, digits) for value in (found["difference"], *found["interval"]))
+    return f"{shown}{unit} [{', '.join(ends)}], p {found['holm']:.3g}"
 
 
 def label_curve(parts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

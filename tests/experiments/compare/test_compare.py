@@ -246,6 +246,58 @@ def test_the_plan_gives_the_cheaper_method_more_steps() -> None:
     assert jobs[-1].count == 3
 
 
+def test_an_ablation_trains_methods_with_peers_without_them_beside_the_controls(
+    whole: Path, tmp_path: Path, one_core: None
+) -> None:
+    """At equal passes; the verdicts, the budget and the controls are those of the comparison without it."""
+    folder = shutil.copytree(whole, tmp_path / "whole")
+    with pytest.raises(DataError, match="other settings"):
+        compare(REQUEST, METHODS, seeds=3, ablation=True, out=folder)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["asked"]["ablation"], plan["jobs"] = True, None
+    (folder / "plan.json").write_text(json.dumps(plan))  # so the finished trainings are not trained again
+    found, usual = compare(REQUEST, METHODS, seeds=3, ablation=True, out=folder), without_times(whole)
+    rows = {row["name"]: row for row in found["rows"]}
+    arms = [name for name, row in rows.items() if row["kind"] == "ablation"]
+    assert arms == ["mutual(), own predictions", "mutual(), peers and own predictions"]
+    for name in arms:
+        assert rows[name]["passes"]["total"] == pytest.approx(found["budget"]["amount"], rel=0.06)
+        assert rows[name]["steps"] < rows["mutual()"]["steps"]  # the average of the weights costs a pass
+    assert [row["name"] for row in usual["rows"]] == [name for name in rows if name not in arms]
+    for key in ("verdict", "best_control", "budget", "references"):
+        assert found[key] == usual[key]
+    (one,) = found["ablation"]
+    assert (one["method"], [row["name"] for row in one["rows"]]) == ("mutual()", arms)
+    difference = one["rows"][0]["against"]["accuracy"]["difference"]
+    means = [rows[name]["metrics"]["accuracy"]["mean"] for name in (arms[0], "mutual()")]
+    assert difference == pytest.approx(means[0] - means[1])
+    assert "Ablation of the peers" in (folder / "report.html").read_text()
+    assert "Ablation of the peers" not in (whole / "report.html").read_text()
+    assert "ablation" not in usual
+
+
+@pytest.mark.parametrize(
+    ("data", "methods", "said"),
+    [
+        ("digits", ["elr()", "plain()"], "no peer teaches in elr() or plain()"),
+        ("digits", ["auto()"], "no peer teaches in auto()"),
+        ("diabetes", ["self_distilled(peers=None)"], "no peer teaches in self_distilled(peers=None)"),
+        ("gym:CartPole-v1", ["policy_peers()"], "--ablation is for networks and learners"),
+        ("prompts.jsonl", ["sdft()"], "--ablation is for networks and learners"),
+    ],
+)
+def test_an_ablation_without_peers_is_refused_before_any_training(
+    data: str, methods: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 30)
+    flags = ("--model", "tests.terminal:model") if data.endswith("jsonl") else ()
+    assert said in refused(
+        "compare", data, "--methods", *methods, *flags, "--seeds", "3", "--ablation", "--out", "out", "--quiet"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_jobs_of_other_lengths_have_other_folders() -> None:
     assert Job("plain", "plain", 10, 0).key != Job("plain", "plain", 11, 0).key
     assert Job("ps_kd()", "method", 10, 0).key.split("/")[0] == Job("ps_kd()", "method", 10, 1).key.split("/")[0]

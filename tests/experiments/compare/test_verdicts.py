@@ -94,6 +94,23 @@ def test_the_best_control_is_chosen_on_the_audit_split() -> None:
     assert row(result, "label smoothing")["against"]["plain"]["accuracy"]["verdict"] == "BEATS"
 
 
+def test_rows_of_an_ablation_are_no_controls_and_have_a_correction_of_their_own() -> None:
+    made = cells()
+    arms = {"good(), own predictions": "good()", "good(), peers and own predictions": "good()"}
+    for name in arms:
+        made[name] = {s: record(a - 0.01, 0.99) for s, a in enumerate(GOOD)}
+    result, usual = judge(made, ["good()", "same()"], ablations=arms), judge(cells(), ["good()", "same()"])
+    assert result["best_control"] == usual["best_control"]
+    assert result["verdict"] == usual["verdict"]
+    assert [r for r in result["rows"] if r["name"] not in arms] == usual["rows"]
+    (one,) = result["ablation"]
+    found = one["rows"][0]["against"]["accuracy"]
+    assert found["difference"] == pytest.approx(-0.01)
+    assert found["p"] == 2 / 256
+    assert found["holm"] == 4 / 256
+    assert "own predictions -1.00 points" in one["verdict"]
+
+
 def test_the_share_of_the_ensembles_gain_is_told_where_peers_teach() -> None:
     result = judge(cells(), ["good()", "same()"])
     assert row(result, "good()")["ensemble_gain_retained"]["mean"] == pytest.approx(0.01875 / 0.04)
