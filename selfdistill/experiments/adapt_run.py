@@ -31,9 +31,9 @@ from .stream_run import SequenceTaskType, check_recipe, read_base
 
 #: options of a run that an adaptation has no use for
 _FIXED = (
-    "text", "unlabelled", "labels", "label_noise", "image_size", "model", "init", "audit_folds", "targets", "tasks",
-    "keep", "checker", "skip_long", "lora", "max_tokens", "checkpointing", "columns", "groups", "time", "validation",
-    "update",
+    "text", "unlabelled", "labels", "label_noise", "image_size", "model", "init", "audit_folds", "refit", "targets",
+    "tasks", "keep", "checker", "skip_long", "lora", "max_tokens", "checkpointing", "columns", "groups", "time",
+    "validation", "update",
 )  # fmt: skip
 
 

@@ -87,6 +87,12 @@ def all_labels(data: Data) -> Data:
     return replace(data, labelled=labelled, audit=data.audit[:0])
 
 
+def every_label(data: Data) -> Data:
+    """The same data with the audit and the test rows among those that teach."""
+    data = all_labels(data)
+    return replace(data, labelled=torch.cat([data.labelled, data.test]).sort().values, test=data.test[:0])
+
+
 def choose(audit: Audit, losses: Sequence[Sequence[float]]) -> tuple[int, list[Decision]]:
     """The number of generations to train, from each one's losses on the same rows; they end at the first roll-back.
 
