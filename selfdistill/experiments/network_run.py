@@ -40,7 +40,7 @@ from ..evaluation import label_errors, linear_probe
 from ..evaluation.audit import FEW
 from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.linear_probe import by_neighbours
-from ..evaluation.metrics import reliability
+from ..evaluation.metrics import breakdown, reliability
 from ..evaluation.predict import (
     COVERAGE,
     Predictions,
@@ -164,13 +164,22 @@ def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, 
     return {"gain": whole, "kept": part / whole if whole > 0 else None}
 
 
+def test_breakdown(data: Data, outputs: Tensor) -> dict[str, Any]:
+    """The answers of the final model on the test rows, class by class and row by row."""
+    names = [data.row_names.name(row) for row in data.test.tolist()]
+    return breakdown(outputs, data.y[data.test], data.classes, names, data.test)
+
+
 def with_ensemble(result: dict[str, Any], ready: NetworkRun, trained: Result) -> dict[str, Any]:
     """The result of a run with the figures of the ensemble, which is the final model under `JointGenerations`."""
     figures = score_ensemble(ready, trained, result.get("plain", {}).get("end"))
     if not figures:
         return result
-    is_final = isinstance(ready.method.wrap_model, JointGenerations) and result["chosen"] != "plain"
-    return {**result, "ensemble": figures, **({"test": figures["test"]} if is_final else {})}
+    joint = joint_model(ready, trained) if result["chosen"] != "plain" else None
+    if joint is None:
+        return {**result, "ensemble": figures}
+    shown = test_breakdown(ready.data, task_outputs(joint[0], ready.data, ready.data.test))
+    return {**result, "ensemble": figures, "test": figures["test"], "breakdown": shown}
 
 
 def joint_model(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
@@ -394,6 +403,8 @@ class NetworkRun:
             one.model.load_state_dict(weights)
             outputs = task_outputs(final_model(one.model), data, test)
             result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
+            if (name == "plain") == preferred or len(shown_models) == 1:
+                result["breakdown"] = test_breakdown(data, outputs)
         result |= self._without_copies(shown_models, preferred)
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.final_generation].weights)

@@ -93,6 +93,14 @@ _TRIAL = {
 }
 
 
+_BREAKDOWN = {
+    "worst": [{"row": int, "name": str, "label": str, "predicted": str, "confidence": (float, None)}],
+    "by_class?": [{"name": str, "rows": int, "precision": (float, None), "recall": (float, None)}],
+    "confused?": [{"label": str, "predicted": str, "rows": int}],
+    "confusion?": [[int]],
+}
+
+
 _RESULT = {
     "data": _DATA,
     "generations": [_GENERATION],
@@ -116,6 +124,8 @@ _RESULT = {
     "predicted?": {str: [[float]]},
     "label_errors?": ({"source": str, "rows": int, "errors": int, "auroc?": float}, None),
     "ensemble?": _ENSEMBLE,
+    "breakdown?": _BREAKDOWN,
+    "importance?": [{"name": str, "mean": float, "deviation": float}],
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "auto?": ({"why": str, "tried": [_TRIAL]}, None),
     "trouble?": (str, None),
