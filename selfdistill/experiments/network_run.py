@@ -255,10 +255,18 @@ class NetworkRun:
         budget.expect(1 + (request.audit_folds or 0) + bool(request.refit), self._control_cost if beside else None)
         if request.audit_folds is not None:
             folds = crossfit(
-                self.build, self.data, self.method, request.audit_folds, folder / "folds", control=beside,
-                device=request.device, make=listeners.progress, warn=listeners.warn, tell=listeners.tell,
+                self.build,
+                self.data,
+                self.method,
+                request.audit_folds,
+                folder / "folds",
+                control=beside,
+                device=request.device,
+                make=listeners.progress,
+                warn=listeners.warn,
+                tell=listeners.tell,
                 **self.settings,
-            )  # fmt: skip
+            )
             ready = replace(
                 self,
                 data=all_labels(self.data),
@@ -266,9 +274,17 @@ class NetworkRun:
                 settings={**self.settings, "audit": "off"},
             )
         trained = fit(
-            ready.build, ready.data, ready.method, out=folder, resume=True, device=request.device,
-            progress=listeners.progress(ready.expression), warn=listeners.warn, tell=listeners.tell, **ready.settings,
-        )  # fmt: skip
+            ready.build,
+            ready.data,
+            ready.method,
+            out=folder,
+            resume=True,
+            device=request.device,
+            progress=listeners.progress(ready.expression),
+            warn=listeners.warn,
+            tell=listeners.tell,
+            **ready.settings,
+        )
         control = ready._train_control(folder / "control", trained.steps, listeners) if beside else None
         for training in filter(None, (trained, control)):
             training.model.cpu()
@@ -341,9 +357,18 @@ class NetworkRun:
     def held_out(self, fold: int, folds: int, folder: Path, listeners: Listeners) -> HeldOut:
         """Train on all labelled rows but those of a fold, and score these."""
         loss, trained = train_without_fold(
-            self.build, self.data, self.method, fold, folds, folder, resume=True, device=self.request.device,
-            progress=listeners.progress(f"{self.expression}, fold {fold + 1}"), warn=ignore, **self.settings,
-        )  # fmt: skip
+            self.build,
+            self.data,
+            self.method,
+            fold,
+            folds,
+            folder,
+            resume=True,
+            device=self.request.device,
+            progress=listeners.progress(f"{self.expression}, fold {fold + 1}"),
+            warn=ignore,
+            **self.settings,
+        )
         return HeldOut(loss, trained.passes.cost(), trained.seconds)
 
     def _control_cost(self, meter: budget.Meter) -> budget.Expense:
