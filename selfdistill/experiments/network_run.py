@@ -23,7 +23,7 @@ from ..core import distributed
 from ..core.objective import Method, untaught
 from ..core.regression import for_task
 from ..data import tables, text
-from ..data.dataset import Data, inputs_for, load, unread, write_card
+from ..data.dataset import Data, inputs_for, load, unread, with_clean_rows, write_card
 from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
 from ..data.splits import difference, draw
@@ -743,6 +743,7 @@ def prepare(request: Request) -> NetworkRun:
     method = plain() if chooses else _read(expression)
     if request.targets is not None:
         method = _stored(method, request, data)
+    data = with_clean_rows(data, method.views, request.seed)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
     spec = spec if spec is not None else warm_start.spec_of(request.init) if request.init else None
     build = registry.parse(spec if spec is not None else "mlp" if small else "cnn", data.shape, data.outputs)
