@@ -36,7 +36,7 @@ from .options import (
     trust_option,
     update_options,
 )
-from .report import label_errors, label_next, report, theory, vitals
+from .report import label_errors, label_next, report, review, theory, vitals
 
 if TYPE_CHECKING:
     from ..experiments.run import Run
@@ -117,6 +117,12 @@ def main() -> None:
     type=Finite(min=0, max=1),
     metavar="F",
     help="Largest share of the trainings that only try something out, of auto() and --search [default: try all].",
+)
+@click.option(
+    "--refit",
+    type=click.Choice(["all"]),
+    help="Train the final model once more, on all labelled rows: those of the validation and test split too. The "
+    "scores are of the model before.",
 )
 @click.option(
     "--product",
@@ -429,6 +435,7 @@ main.add_command(report)
 main.add_command(vitals)
 main.add_command(label_errors)
 main.add_command(label_next)
+main.add_command(review)
 main.add_command(theory)
 
 

@@ -35,10 +35,7 @@ def shown_rows(folder: Path, result: Mapping[str, Any]) -> list[int]:
     rows = [row["row"] for row in result.get("breakdown", {}).get("worst", [])]
     if (folder / FILE).exists():
         with (folder / FILE).open(encoding="utf-8", newline="") as file:
-            rows += [
-                int(row.get("row") or row["row_from_1"])
-                for row, _ in zip(csv.DictReader(file), range(SHOWN), strict=False)
-            ]
+            rows += [int(row["row"]) for row, _ in zip(csv.DictReader(file), range(SHOWN), strict=False)]
     return sorted({row - 1 for row in rows})
 
 
@@ -91,7 +88,7 @@ def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Pat
             f"Look at the {plural(likely, 'label')} that look wrong, about {plural(minutes, 'minute')} by keyboard:",
             f"selfdistill review {place}",
         ))  # fmt: skip
-        lines.append(("Train again on the corrected labels:", retraining(record["command"], folder)))
+        lines.append(("Train again on the corrected labels:", retraining(record["command"], folder / decisions.FILE)))
     if result["data"]["rows"].get("unlabelled"):
         lines.append(("Label the unlabelled rows that would teach most:", f"selfdistill label-next {place} -n 50"))
     lines.append(("Use the model on new data:", f"selfdistill predict {place} NEW_DATA --out predictions.csv"))
@@ -104,8 +101,8 @@ def likely_errors(result: Mapping[str, Any]) -> int:
     return int(summary.get("likely", summary.get("errors", 0)))
 
 
-def retraining(command: Sequence[str], folder: Path) -> str:
-    """The command of a run with the decided labels, into a new folder."""
+def retraining(command: Sequence[str], file: Path) -> str:
+    """The command of a run with the labels that a file decides, into a new folder."""
     kept, rest = list[str](), list(command[1:])
     while rest:
         word = rest.pop(0)
@@ -115,7 +112,7 @@ def retraining(command: Sequence[str], folder: Path) -> str:
         if name == "--out" or (name == "--labels" and not value.isdecimal()):
             continue
         kept += [word] if equals or name != "--labels" else [word, value]
-    return shlex.join(["selfdistill", *kept, "--labels", str(folder / decisions.FILE)])
+    return shlex.join(["selfdistill", *kept, "--labels", str(file)])
 
 
 # rows -----------------------------------------------------------------------------------------------------------------
