@@ -7,7 +7,8 @@ A `View` names a view, the rows it takes, and how they are augmented. ``rows`` i
 * ``union``: labelled rows and the unlabelled ones among a teacher's eligible ids;
 * ``chosen``: the rows of a teacher's eligible ids, labelled or not, as often as they occur there;
 * ``unlabelled``: ``ratio`` x batch size unlabelled rows beside the labelled ones;
-* ``pair``: for each labelled row of the batch another row of its class.
+* ``pair``: for each labelled row of the batch another row of its class;
+* ``clean``: as many rows as the batch has whose labels are trusted, repeated where they are few.
 
 ``augment`` is ``none``, ``weak``, ``strong``, ``crop`` (a large part), ``local`` (a small one), or ``default`` (that of
 the data).
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 from .errors import RecipeError
 
-ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair")
+ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair", "clean")
 
 
 TOGETHER = ("union", "all", "chosen")  # both labelled and unlabelled rows in one set
@@ -100,7 +101,8 @@ class Views:
     of the rows ``all`` has a share ``labelled`` of labelled ones at least, repeated where there are too few.
 
     With ``overlap`` half of each batch are rows of the previous one. ``mates`` is the number of rows of the same class
-    that accompany each drawn row.
+    that accompany each drawn row. ``clean`` is how many validation rows, or which share of them, become the rows
+    ``clean``; None for those whose label a person decided, or half of the validation rows where there are none.
     """
 
     views: tuple[View, ...] = (View("x"),)
@@ -108,6 +110,7 @@ class Views:
     overlap: bool = False
     mates: int = 0
     labelled: float = 0.0
+    clean: float | None = None
 
     def __post_init__(self) -> None:
         rows_by_view = dict[str, tuple[str, str]]()  # by name of the views so far
@@ -124,6 +127,8 @@ class Views:
             raise RecipeError(f"labelled is the share of labelled rows in a batch, in [0, 1), not {self.labelled}")
         if not callable(self.ratio) and not self.ratio > 0:
             raise RecipeError(f"ratio counts unlabelled rows for each labelled one and is above 0, not {self.ratio}")
+        if self.clean is not None and not (0.0 < self.clean < 1.0 or (self.clean >= 1.0 and self.clean % 1.0 == 0.0)):
+            raise RecipeError(f"clean counts validation rows, or is a share of them below 1, not {self.clean}")
         row_sets = sorted({view.rows for view in self.views} & {"labelled", *TOGETHER})
         if len(row_sets) > 1:
             raise RecipeError(f"an epoch is a pass over one set of rows; these views name {' and '.join(row_sets)}")
@@ -135,6 +140,10 @@ class Views:
     def need_unlabelled(self) -> bool:
         """Whether a view has unlabelled rows."""
         return any(view.rows in ("unlabelled", "union", "chosen") for view in self.views)
+
+    def need_clean(self) -> bool:
+        """Whether a view has rows with trusted labels."""
+        return any(view.rows == "clean" for view in self.views)
 
 
 def two(rows: str = "labelled", augment: str = "weak", other: str = "", labelled: float = 0.0) -> Views:

@@ -12,6 +12,7 @@ from selfdistill.gates import (
     Annealed,
     Bagged,
     ClassProgress,
+    CleanGradient,
     Confidence,
     Confident,
     Correct,
@@ -113,7 +114,7 @@ GATES = [
     TruncatedGaussian(0.5, 2.0, False), FallingLoss(), FallingLoss(phase="floor"), Spared(), Singleton(), Unanimous(),
     LowVariance(), LowVariance(0.01, head="peers"), SmallLoss(), SmallLoss(0.5, 0.0, crossed=True), LabelledShare(),
     PeerShard(),
-    Bagged(), Bagged(0.3),
+    Bagged(), Bagged(0.3), CleanGradient("x"),
 ]  # fmt: skip
 TEACHERS = [
     Labels(), CurrentStudent(), CurrentStudent("weak"), CurrentStudent(head="exits"),

@@ -121,6 +121,12 @@ def main() -> None:
     help="Largest share of the trainings that only try something out, of auto() and --search [default: try all].",
 )
 @click.option(
+    "--refit",
+    type=click.Choice(["all"]),
+    help="Train the final model once more, on all labelled rows: those of the validation and test split too. The "
+    "scores are of the model before.",
+)
+@click.option(
     "--product",
     type=click.Choice(["best", "single", "stack"]),
     help="Tables: what auto() hands over: the best on rows held out, one student of the stack, or the stack itself "

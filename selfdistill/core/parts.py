@@ -227,6 +227,10 @@ class Gate(Part[S]):
         """The confidence of each element (rows, ...); None where it is the largest probability of the target."""
         return None
 
+    def extra_passes(self, term: BaseTerm, rows_of: Callable[[str], float]) -> tuple[float, float]:
+        """Forward and backward passes of its own, for a number of rows per view."""
+        return 0.0, 0.0
+
 
 @dataclass(frozen=True)
 class Always(Gate):
@@ -481,6 +485,10 @@ class Term(BaseTerm):
         object.__setattr__(self, "loss", as_loss(self.loss))
         if not isinstance(self.reduction, Reduction):
             raise SpaceError(f"reduction is an object such as PerElement() or PerTrust(), not {self.reduction!r}")
+
+    def extra_passes(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+        forward, backward = self.gate.extra_passes(self, rows_of)
+        return networks * forward, networks * backward
 
     def student_output(self, forward: Forward) -> Tensor:
         """The student's side of the comparison, with gradient: (rows, ..., components)."""

@@ -417,8 +417,8 @@ class Forward:
             named = self._named(self.model if wrapped or self.module is None else self.module, x)
         return output_of(named, head).float()
 
-    def with_weights(self, module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The logits of a part of the student with other weights, in a forward of its own: (rows, ..., classes).
+    def with_weights(self, module: nn.Module, weights: Mapping[str, Tensor], x: Tensor, head: str = "logits") -> Tensor:
+        """The output of a part of the student with other weights, in a forward of its own: (rows, ..., components).
 
         Batch norm uses these rows and keeps its running statistics. It can be differentiated twice.
         """
@@ -428,7 +428,7 @@ class Forward:
             return functional_call(module, dict(weights), (x,))
 
         with _unmoved(module), sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
-            return output_of(self._named(call, x), "logits").float()
+            return output_of(self._named(call, x), head).float()
 
     def split(self, share: float) -> tuple[Forward, Forward]:
         """The first rows of every view, and the rest, each with what was answered of the whole."""

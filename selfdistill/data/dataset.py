@@ -19,6 +19,7 @@ from ..errors import DataError
 from ..io.expressions import Range, one_line
 from ..io.files import DATA_CARD, FORMAT, check_format, write
 from ..io.schema import read_json
+from ..views import Views
 from . import column_types, image_lists, images, sources, splits, tables
 from .augment import Tokens, one_sided, read_parts
 from .column_types import Column
@@ -73,6 +74,8 @@ class Data:
     skip_note: str = ""  # files that are no rows, and why
     counts: tuple[tuple[str, int], ...] = ()  # of tables: the rows of each file
     decision_note: str = ""  # what a file of decisions changed
+    clean: Tensor = torch.zeros(0, dtype=torch.int64)  # sample ids whose labels are trusted, none of the audit
+    before_noise: Tensor | None = None  # (n,) the labels before some were made wrong on purpose
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
@@ -130,6 +133,8 @@ class Data:
         lines += notices(self.name, self.copies.describe())
         if self.decision_note:
             lines.append(self.decision_note)
+        if len(self.clean) and not bool(torch.isin(self.clean, self.labelled).any()):
+            lines.append(f"{self.name}: {len(self.clean)} validation rows have the clean labels, and judge no more")
         if self.kind == "image" and self.augment == "weak" and not self.flips and (sign := one_sided(self.classes)):
             lines.append(
                 f"{self.name}: the class '{sign}' is a letter or a digit, so images are not mirrored; `--augment "
@@ -181,7 +186,8 @@ class Data:
         if self.digests is not None:
             digest.update(repr(self.shape).encode())
         assert isinstance(inputs, Tensor), "images on disk have digests"
-        for part in (inputs, self.y, self.labelled, self.unlabelled, self.audit, self.test):
+        clean = (self.clean,) if len(self.clean) else ()
+        for part in (inputs, self.y, self.labelled, self.unlabelled, self.audit, self.test, *clean):
             digest.update(repr((part.dtype, tuple(part.shape))).encode())
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
@@ -189,6 +195,7 @@ class Data:
     def describe(self) -> dict[str, object]:
         """The description of the data for a run's record, as JSON values."""
         parts = {name: len(getattr(self, name)) for name in ("labelled", "unlabelled", "audit", "test")}
+        parts |= {"clean": len(self.clean)} if len(self.clean) else {}
         wrong = int(self.noisy[self.labelled].sum())
         return {
             "name": self.name,
@@ -594,6 +601,41 @@ def _table_inputs(path: Path, model_folder: Path, card: dict[str, Any]) -> tuple
     return x, names
 
 
+def with_clean_rows(data: Data, views: Views, seed: int = 0) -> Data:
+    """The data with the rows ``clean`` that a method's views name; they are drawn once, and the audit loses them.
+
+    Labels that were made wrong on purpose are put right in them, as if a person had checked these rows.
+
+    Args:
+        data: the rows and their splits.
+        views: of the method.
+        seed: of the draw, which keeps the shares of classes.
+
+    Raises:
+        DataError: there are not as many validation rows, or none at all.
+
+    >>> from selfdistill.views import View
+    >>> data = with_clean_rows(load("digits", label_noise=0.4), Views((View("x"), View("clean", "clean")), clean=100))
+    >>> len(data.clean), len(data.audit), int(data.noisy[data.clean].sum())
+    (100, 100, 0)
+    """
+    checked = data.clean[torch.isin(data.clean, data.labelled)]
+    if not views.need_clean() or len(checked) < len(data.clean) or (views.clean is None and len(checked)):
+        return data
+    share = 0.5 if views.clean is None else views.clean
+    number = round(share * len(data.audit)) if share < 1 else int(share)
+    if not 0 < number <= len(data.audit):
+        raise DataError(
+            f"{data.name}: the method takes {number or 'some'} rows with clean labels from {len(data.audit)} "
+            "validation rows; give more by --validation, fewer by clean=N, or labels that a person decided by "
+            "--labels FILE"
+        )
+    y, noisy, right = data.y.clone(), data.noisy.clone(), data.y if data.before_noise is None else data.before_noise
+    clean = splits.draw(data.audit, right, number, (seed, "clean"), groups=data.groups)
+    y[clean], noisy[clean] = right[clean], False
+    return replace(data, y=y, noisy=noisy, clean=clean, audit=splits.difference(data.audit, clean))
+
+
 class Sealed(Data):
     """Data whose test split cannot be read: it has no ids and no labels, and reading its rows is an error.
 
@@ -641,7 +683,10 @@ def sealed(data: Data) -> Sealed:
     test_mask[data.test] = True
     values = {f.name: getattr(data, f.name) for f in fields(Data)}
     no_label = torch.tensor(torch.nan if data.y.is_floating_point() else -1, dtype=data.y.dtype)
-    copy = Sealed(**{**values, "y": torch.where(test_mask, no_label, data.y), "test": data.test[:0]})
+    values |= {"y": torch.where(test_mask, no_label, data.y), "test": data.test[:0]}
+    if data.before_noise is not None:
+        values["before_noise"] = torch.where(test_mask, no_label, data.before_noise)
+    copy = Sealed(**values)
     object.__setattr__(copy, "_test_mask", test_mask)
     object.__setattr__(copy, "_full", data)
     return copy

@@ -196,7 +196,7 @@ def decide(parts: Splits, column: LabelColumn, names: RowNames, path: str | Path
     where = torch.full((len(y),), -1)
     for number, ids in enumerate((parts.labelled, parts.unlabelled, parts.audit)):
         where[ids] = number
-    apart, guessed, lines = 0, list[int](), read_decisions(path, raw)
+    apart, guessed, checked, lines = 0, list[int](), list[int](), read_decisions(path, raw)
     find = _unique(names.files).get if names.files else names.find
     for line, decision in lines.items():
         place = f"{path}, line {line}"
@@ -204,6 +204,9 @@ def decide(parts: Splits, column: LabelColumn, names: RowNames, path: str | Path
         if bool(has_label(parts.y[row : row + 1])[0]):
             _check_given(place, decision, parts.y[row], column)
         label = _label(place, decision, column)
+        kept_label = decision.decision == KEEP and where[row] == 0
+        if decision.by == PERSON and (kept_label or (label is not None and 0 <= where[row] <= 1)):
+            checked.append(row)
         if label is None and decision.decision != DROP:
             continue
         if where[row] < 0:
@@ -214,7 +217,7 @@ def decide(parts: Splits, column: LabelColumn, names: RowNames, path: str | Path
             y[row], noisy[row] = label, False
             changed.append(row)
             guessed += [row] if decision.by == MODEL else []
-    if not changed and not dropped:
+    if not changed and not dropped and not checked:
         raise DataError(
             f"{path}: it has no decision on a row that teaches or validates; fill in the column decision (accept, a "
             "class, drop)"
@@ -228,7 +231,8 @@ def decide(parts: Splits, column: LabelColumn, names: RowNames, path: str | Path
     kept = {name: difference(getattr(parts, name), gone) for name in ("unlabelled", "audit")}
     labelled = difference(torch.cat([parts.labelled, new]).sort().values, gone)
     unlabelled = difference(kept["unlabelled"], new)
-    decided = Splits(y, labelled, unlabelled, kept["audit"], parts.test, noisy)
+    clean = torch.tensor(checked, dtype=torch.int64).sort().values
+    decided = Splits(y, labelled, unlabelled, kept["audit"], parts.test, noisy, clean, parts.before_noise)
     return Labelled(decided, note, torch.tensor(guessed, dtype=torch.int64))
 
 

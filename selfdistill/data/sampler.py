@@ -48,6 +48,8 @@ class RowSource(Protocol):
     @property
     def unlabelled(self) -> Tensor: ...
     @property
+    def clean(self) -> Tensor: ...
+    @property
     def kind(self) -> str: ...
     @property
     def flips(self) -> bool: ...
@@ -99,6 +101,7 @@ class Sampler:
             "unlabelled": data.unlabelled if eligible is None else eligible,
             "union": torch.cat([data.labelled, data.unlabelled if eligible is None else eligible]),
             "chosen": data.labelled if eligible is None else eligible,
+            "clean": data.clean,
         }
         kinds = {look.rows for look in views.views}
         self._main = next((kind for kind in TOGETHER if kind in kinds), "labelled")
@@ -124,7 +127,7 @@ class Sampler:
         self.steps_per_epoch = steps
         self._per_epoch = max(rows, steps * min(chunk, rows)) if steps > per_epoch else rows
         self._by_class = _rows_by_class(data) if "pair" in kinds or views.mates else {}
-        self._pairs = "pair" in kinds
+        self._pairs, self._clean = "pair" in kinds, views.need_clean()
         self._order = lru_cache(maxsize=8)(self._epoch_order)
 
     def __getstate__(self) -> dict[str, object]:  # of one that makes batches elsewhere; the cache stays here
@@ -159,6 +162,8 @@ class Sampler:
             sets["unlabelled"] = self._chunk("unlabelled", epoch, step, self.steps_per_epoch * self._second)
         if self._pairs:
             sets["pair"] = self._partners(main, epoch)
+        if self._clean:
+            sets["clean"] = self._chunk("clean", epoch, step, self._per_epoch)
         return sets
 
     def _mixture(self, epoch: int, step: int) -> SampledRows:

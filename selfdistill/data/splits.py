@@ -42,6 +42,8 @@ class Splits(NamedTuple):
     audit: Tensor
     test: Tensor
     noisy: Tensor  # (n,) bool
+    clean: Tensor = torch.zeros(0, dtype=torch.int64)  # of those that teach, with a label that a person decided
+    before_noise: Tensor | None = None  # (n,) the labels before some were made wrong
 
 
 def has_label(y: Tensor) -> Tensor:
@@ -190,11 +192,11 @@ def make_splits(
     rest = difference(torch.arange(len(y)), torch.cat([labelled, audit_ids, test_ids]))
     y[rest] = torch.nan if y.is_floating_point() else -1
     unlabelled = rest if groups is None else _harmless(rest, groups, drawn, torch.cat([audit_ids, test_ids]))
-    noisy = torch.zeros(len(y), dtype=torch.bool)
+    noisy, before = torch.zeros(len(y), dtype=torch.bool), y.clone() if label_noise else None
     for name, ids in (("train", labelled), ("audit", audit_ids)):
         if label_noise:
             noisy[make_noise(y, ids, label_noise, len(rows.classes), (seed, "noise", name))] = True
-    return Splits(y, labelled, unlabelled, audit_ids, test_ids, noisy)
+    return Splits(y, labelled, unlabelled, audit_ids, test_ids, noisy, before_noise=before)
 
 
 def _apart(

@@ -321,6 +321,33 @@ def training_gap(run: TableRun, model: Any, test: Mapping[str, float]) -> dict[s
     return metrics.gap(scored(outputs, torch.from_numpy(run.data.y[ids]), run.data.task), test)
 
 
+IMPORTANCE = 150, 300  # predictions of a permutation importance at most, and the test rows of each
+
+
+def importance(run: TableRun, model: Any) -> dict[str, Any]:
+    """By how much the test score falls where the values of a column are shuffled; nothing where that costs too much.
+
+    Source: Breiman, Random forests, 2001; the permutation importance of scikit-learn, which computes it.
+    """
+    from sklearn.inspection import permutation_importance
+
+    most, rows = IMPORTANCE
+    ids = run.data.test[:: max(1, -(-len(run.data.test) // rows))]
+    frame = run.data.rows(ids)
+    if run.request.budget is not None or frame.shape[1] > most:
+        return {}
+    metric = "accuracy" if run.classify else "neg_root_mean_squared_error"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found unknown categories")
+        measured = permutation_importance(
+            model, frame, run.data.y[ids], scoring=metric, n_repeats=min(5, most // frame.shape[1]),
+            random_state=int(run.settings["seed"]),
+        )  # fmt: skip
+    columns = zip(frame.columns, measured.importances_mean, measured.importances_std, strict=True)
+    found = [{"name": str(name), "mean": float(mean), "deviation": float(std)} for name, mean, std in columns]
+    return {"importance": sorted(found, key=lambda one: -one["mean"])}
+
+
 def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
     """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
     from threadpoolctl import threadpool_limits
@@ -364,6 +391,9 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
         result = _result(run, model, alone, max(1, done[0]), seconds)
         if automatic:
             result |= _tried(run, model, result)
+        if run.request.refit:
+            model = _refit(run, result)
+        if automatic:
             model.forget()
     place = folder / "model"
     place.mkdir(exist_ok=True)
@@ -372,6 +402,24 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
     frames.write_card(data, place, method=run.expression, model=run.build, half=half, coverage=COVERAGE)
     shutil.rmtree(folder / "fits", ignore_errors=True)
     return result
+
+
+def _refit(run: TableRun, result: dict[str, Any]) -> Any:
+    """The method fitted once more on every labelled row, which makes its choices anew."""
+    import pandas as pd
+
+    teaching, test = run.data.parts["labelled"], run.data.parts["test"]
+    ids = np.concatenate([teaching.ids, test.ids])
+    order = np.argsort(ids)
+    labelled = SplitRows(ids[order], pd.concat([teaching.features, test.features]).iloc[order])
+    none = SplitRows(test.ids[:0], test.features[:0])
+    again = replace(run, data=replace(run.data, parts={**run.data.parts, "labelled": labelled, "test": none}))
+    result["refit"] = {
+        "rows": len(ids),
+        "about": f"the final model was fitted again on all {len(ids):,} labelled rows; the scores are of the model "
+        "before, which learnt from the training split alone",
+    }
+    return fit(again, again.estimator(int(run.settings["seed"])))
 
 
 def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: float) -> dict[str, Any]:
@@ -408,7 +456,9 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
             same = one is model or (automatic and model.product_ == name)
             result["plain"] = {"steps": 1, "end": figures, "from": "method" if same else "control"}
         if one is model:
-            result |= {"test": figures, "half": half}
+            rows = [data.row_names.name(int(row)) for row in data.test]
+            found = metrics.breakdown(outputs, y, data.classes, rows, torch.from_numpy(data.test))
+            result |= {"test": figures, "half": half, "breakdown": found, **importance(run, model)}
     return {**result, **({"without_copies": apart} if apart else {})}
 
 

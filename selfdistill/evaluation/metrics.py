@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -157,6 +157,74 @@ def reliability(logits: Tensor, y: Tensor, bins: int = 10) -> list[dict[str, flo
         sure, accuracy = float(confidence[members].mean()), float(hit[members].double().mean())
         bins_with_rows.append({"confidence": sure, "accuracy": accuracy, "share": float(members.double().mean())})
     return bins_with_rows
+
+
+MATRIX = 30  # classes of a confusion matrix that is kept whole
+WORST = 12  # rows with the worst errors
+TOLD = 1000  # classes with figures of their own
+
+
+def breakdown(outputs: Tensor, y: Tensor, classes: Sequence[str], names: Sequence[str], ids: Tensor) -> dict[str, Any]:
+    """A model's answers class by class and row by row, as a report shows them.
+
+    Args:
+        outputs: logits (rows, classes), or values (rows,).
+        y: labels (rows,).
+        classes: the names of the classes; empty for values.
+        names: the name of each row (rows,).
+        ids: the sample ids (rows,).
+
+    Returns:
+        ``worst``: the rows that are most certainly wrong, or farthest off; of classes also ``by_class`` with rows,
+        precision and recall of each, ``confused``, the most frequent confusions, and, of at most 30 classes,
+        ``confusion``: the number of rows by label and prediction.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    >>> found = breakdown(logits, torch.tensor([0, 1, 1]), ["a", "b"], ["1", "2", "3"], torch.arange(3))
+    >>> found["confusion"], found["by_class"][0]["precision"], [row["name"] for row in found["worst"]]
+    ([[1, 0], [1, 1]], 0.5, ['2'])
+    """
+    told: list[tuple[str, str, float | None]]
+    if not classes:
+        far = (outputs - y).abs()
+        order = far.argsort(descending=True, stable=True)[:WORST].tolist()
+        told = [(f"{float(y[i]):.6g}", f"{float(outputs[i]):.6g}", None) for i in order if float(far[i]) > 0]
+    else:
+        sure, predicted = _log_softmax(outputs.double()).exp().max(1)
+        doubt = torch.where(predicted == y, -1.0, sure)
+        order = doubt.argsort(descending=True, stable=True)[: min(WORST, int((predicted != y).sum()))].tolist()
+        told = [(classes[int(y[i])], classes[int(predicted[i])], round(float(sure[i]), 6)) for i in order]
+    worst = [
+        {"row": int(ids[i]) + 1, "name": names[i], "label": label, "predicted": answer, "confidence": confidence}
+        for i, (label, answer, confidence) in zip(order, told, strict=False)
+    ]
+    return {"worst": worst, **(_by_class(predicted, y, classes) if classes else {})}
+
+
+def _by_class(predicted: Tensor, y: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Rows, precision and recall of each class, and which classes are taken for which."""
+    width, hit = len(classes), predicted == y
+    right, rows, answers = (torch.bincount(of, minlength=width).tolist() for of in (y[hit], y, predicted))
+    by_class = [
+        {
+            "name": classes[c],
+            "rows": rows[c],
+            "precision": right[c] / answers[c] if answers[c] else None,
+            "recall": right[c] / rows[c] if rows[c] else None,
+        }
+        for c in range(width)
+        if rows[c] or answers[c]
+    ][:TOLD]
+    codes, counts = (y * width + predicted)[~hit].unique(return_counts=True)
+    most = counts.argsort(descending=True, stable=True)[:10].tolist()
+    confused = [
+        {"label": classes[int(codes[i]) // width], "predicted": classes[int(codes[i]) % width], "rows": int(counts[i])}
+        for i in most
+    ]
+    whole = {}
+    if width <= MATRIX:
+        whole["confusion"] = torch.bincount(y * width + predicted, minlength=width**2).view(width, width).tolist()
+    return {"by_class": by_class, "confused": confused, **whole}
 
 
 def coverage(low: Tensor, high: Tensor, y: Tensor) -> float:

@@ -249,6 +249,24 @@ def accuracy_interval(better: int, worse: int, rows: int, level: float = 0.95) -
     return max(-1.0, b - c - half), min(1.0, b - c + half)
 
 
+def share_interval(count: int, rows: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share, such as an accuracy, from a count of rows.
+
+    >>> [round(end, 3) for end in share_interval(9, 10)]
+    [0.596, 0.982]
+
+    Raises:
+        DataError: a negative count, more than the rows, no rows, or a level outside (0, 1).
+    """
+    from scipy.stats import binomtest
+
+    _level(level, "share_interval")
+    if not 0 <= count <= rows or rows < 1:
+        raise DataError(f"{count} of {rows} rows; give a count of rows, from 0 to all of them")
+    low, high = binomtest(count, rows).proportion_ci(level, method="wilson")
+    return float(low), float(high)
+
+
 def spend(level: float, audit_number: int, planned: int | None) -> float:
     """The level of audit number k (from 1), such that all together err with probability at most ``level``.
 

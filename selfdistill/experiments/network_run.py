@@ -23,7 +23,7 @@ from ..core import distributed
 from ..core.objective import Method, untaught
 from ..core.regression import for_task
 from ..data import tables, text
-from ..data.dataset import Data, inputs_for, load, unread, write_card
+from ..data.dataset import Data, inputs_for, load, unread, with_clean_rows, write_card
 from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
 from ..data.splits import difference, draw
@@ -40,7 +40,7 @@ from ..evaluation import label_errors, linear_probe
 from ..evaluation.audit import FEW
 from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.linear_probe import by_neighbours
-from ..evaluation.metrics import reliability
+from ..evaluation.metrics import breakdown, reliability
 from ..evaluation.predict import (
     COVERAGE,
     Predictions,
@@ -71,7 +71,7 @@ from ..teachers.generations import ensemble_teacher
 from ..training import budget, callbacks, reservoir, threads
 from ..training.budget import most_trials
 from ..training.comparison import ignore
-from ..training.cross_fitting import all_labels, crossfit, train_without_fold
+from ..training.cross_fitting import all_labels, crossfit, every_label, train_without_fold
 from ..training.fit import Result, fit, step_cost
 from ..training.shortlist import WORDS, Choice, Trial, candidate_folder, copy_log, foreword, try_each, visible
 from ..training.state import GenerationResult
@@ -164,13 +164,22 @@ def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, 
     return {"gain": whole, "kept": part / whole if whole > 0 else None}
 
 
+def test_breakdown(data: Data, outputs: Tensor) -> dict[str, Any]:
+    """The answers of the final model on the test rows, class by class and row by row."""
+    names = [data.row_names.name(row) for row in data.test.tolist()]
+    return breakdown(outputs, data.y[data.test], data.classes, names, data.test)
+
+
 def with_ensemble(result: dict[str, Any], ready: NetworkRun, trained: Result) -> dict[str, Any]:
     """The result of a run with the figures of the ensemble, which is the final model under `JointGenerations`."""
     figures = score_ensemble(ready, trained, result.get("plain", {}).get("end"))
     if not figures:
         return result
-    is_final = isinstance(ready.method.wrap_model, JointGenerations) and result["chosen"] != "plain"
-    return {**result, "ensemble": figures, **({"test": figures["test"]} if is_final else {})}
+    joint = joint_model(ready, trained) if result["chosen"] != "plain" else None
+    if joint is None:
+        return {**result, "ensemble": figures}
+    shown = test_breakdown(ready.data, task_outputs(joint[0], ready.data, ready.data.test))
+    return {**result, "ensemble": figures, "test": figures["test"], "breakdown": shown}
 
 
 def joint_model(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
@@ -243,13 +252,21 @@ class NetworkRun:
         taught = len(self.data.labelled) > 0
         beside = request.control and self.method != plain() and taught
         ready, folds = self, None
-        budget.expect(1 + (request.audit_folds or 0), self._control_cost if beside else None)
+        budget.expect(1 + (request.audit_folds or 0) + bool(request.refit), self._control_cost if beside else None)
         if request.audit_folds is not None:
             folds = crossfit(
-                self.build, self.data, self.method, request.audit_folds, folder / "folds", control=beside,
-                device=request.device, make=listeners.progress, warn=listeners.warn, tell=listeners.tell,
+                self.build,
+                self.data,
+                self.method,
+                request.audit_folds,
+                folder / "folds",
+                control=beside,
+                device=request.device,
+                make=listeners.progress,
+                warn=listeners.warn,
+                tell=listeners.tell,
                 **self.settings,
-            )  # fmt: skip
+            )
             ready = replace(
                 self,
                 data=all_labels(self.data),
@@ -257,9 +274,17 @@ class NetworkRun:
                 settings={**self.settings, "audit": "off"},
             )
         trained = fit(
-            ready.build, ready.data, ready.method, out=folder, resume=True, device=request.device,
-            progress=listeners.progress(ready.expression), warn=listeners.warn, tell=listeners.tell, **ready.settings,
-        )  # fmt: skip
+            ready.build,
+            ready.data,
+            ready.method,
+            out=folder,
+            resume=True,
+            device=request.device,
+            progress=listeners.progress(ready.expression),
+            warn=listeners.warn,
+            tell=listeners.tell,
+            **ready.settings,
+        )
         control = ready._train_control(folder / "control", trained.steps, listeners) if beside else None
         for training in filter(None, (trained, control)):
             training.model.cpu()
@@ -268,11 +293,14 @@ class NetworkRun:
         result = ready._result(folder, trained, control, preferred)
         if folds:
             result["folds"] = folds.to_json()
+        final = control if control and preferred else trained
+        if request.refit:
+            final = ready._refit(folder, final, plain() if preferred else ready.method, result, listeners)
         if distributed.rank() == 0:
             if taught:
                 errors, result["label_errors"] = label_errors.score_labels(trained, ready.data)
                 label_errors.save(errors, folder, self.request.raw_csv)
-            ready._save_final_model(folder / "model", control if control and preferred else trained, result)
+            ready._save_final_model(folder / "model", final, result)
         return result
 
     def _train_control(self, folder: Path, steps: int, listeners: Listeners) -> Result:
@@ -293,12 +321,54 @@ class NetworkRun:
                 **settings,
             )
 
+    def _refit(
+        self,
+        folder: Path,
+        trained: Result,
+        method: Method,
+        result: dict[str, Any],
+        listeners: Listeners,
+        share: float = 1.0,
+    ) -> Result:
+        """Train once more on every labelled row, for as many passes over each; ``share`` is that of the epochs."""
+        data = every_label(self.data)
+        longer = share * len(data.labelled) / len(self.data.labelled)
+        steps = max(1, round(longer * trained.steps / len(trained.generations)))
+        result["refit"] = {
+            "rows": len(data.labelled),
+            "about": f"the final model was trained again on all {len(data.labelled):,} labelled rows; "
+            "the scores are of the model before, which learnt from the training split alone",
+        }
+        again = fit(
+            self.build,
+            data,
+            replace(method, generations=trained.final_generation + 1),
+            out=folder / "refit",
+            resume=True,
+            device=self.request.device,
+            progress=listeners.progress("the final model, on all labelled rows"),
+            warn=listeners.warn,
+            tell=listeners.tell,
+            **{**self.settings, "audit": "off", "steps": steps},
+        )
+        again.model.cpu()
+        return again
+
     def held_out(self, fold: int, folds: int, folder: Path, listeners: Listeners) -> HeldOut:
         """Train on all labelled rows but those of a fold, and score these."""
         loss, trained = train_without_fold(
-            self.build, self.data, self.method, fold, folds, folder, resume=True, device=self.request.device,
-            progress=listeners.progress(f"{self.expression}, fold {fold + 1}"), warn=ignore, **self.settings,
-        )  # fmt: skip
+            self.build,
+            self.data,
+            self.method,
+            fold,
+            folds,
+            folder,
+            resume=True,
+            device=self.request.device,
+            progress=listeners.progress(f"{self.expression}, fold {fold + 1}"),
+            warn=ignore,
+            **self.settings,
+        )
         return HeldOut(loss, trained.passes.cost(), trained.seconds)
 
     def _control_cost(self, meter: budget.Meter) -> budget.Expense:
@@ -358,6 +428,8 @@ class NetworkRun:
             one.model.load_state_dict(weights)
             outputs = task_outputs(final_model(one.model), data, test)
             result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
+            if (name == "plain") == preferred or len(shown_models) == 1:
+                result["breakdown"] = test_breakdown(data, outputs)
         result |= self._without_copies(shown_models, preferred)
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.final_generation].weights)
@@ -446,7 +518,7 @@ class AutoRun(NetworkRun):
         if self.data.preprocessor is not None:
             tables.skops()
         self.candidates = self._affordable()
-        budget.expect(len(self.candidates) + (self.longer if self.longer > 1 else 0))
+        budget.expect(len(self.candidates) + (self.longer if self.longer > 1 else 0) + bool(self.request.refit))
 
         positions, whole = count(1), len(self.candidates) + (self.longer > 1)
 
@@ -475,10 +547,15 @@ class AutoRun(NetworkRun):
             **choice.spent(),
             "auto": choice.to_json(self.measure),
         }
+        final = trained
+        if self.request.refit:
+            last = trained.generations[-1]
+            share = (last.best_epoch + 1) / len(trained.history) if choice.winner.rows is not None else 1.0
+            final = ready._refit(folder, trained, ready.method, result, listeners, share)
         if distributed.rank() == 0:
             errors, result["label_errors"] = label_errors.score_labels(trained, self.data)
             label_errors.save(errors, folder, self.request.raw_csv)
-            ready._save_final_model(folder / "model", trained, result)
+            ready._save_final_model(folder / "model", final, result)
             self._show_logs(folder, ready.expression)
         return result
 
@@ -532,7 +609,7 @@ class AutoRun(NetworkRun):
         winner, meter = choice.winner, budget.active()
         if self.longer < 2 or winner.rows is not None:
             return
-        budget.expect(1)
+        budget.expect(1 + bool(self.request.refit))
         if meter is not None:
             twice = budget.Expense(2 * winner.seconds, 2 * winner.passes.cost())
             if not meter.steps.setdefault("longer", int(meter.affords(twice))):
@@ -732,6 +809,7 @@ def prepare(request: Request) -> NetworkRun:
     method = plain() if chooses else _read(expression)
     if request.targets is not None:
         method = _stored(method, request, data)
+    data = with_clean_rows(data, method.views, request.seed)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
     spec = spec if spec is not None else warm_start.spec_of(request.init) if request.init else None
     build = registry.parse(spec if spec is not None else "mlp" if small else "cnn", data.shape, data.outputs)
@@ -777,7 +855,7 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
 
 def _refuse_judging(request: Request, data: Data) -> None:
     """What audits by labels has no meaning where there are none."""
-    for name in ("audit_folds", "audit_epochs", "audit_measure"):
+    for name in ("audit_folds", "audit_epochs", "audit_measure", "refit"):
         if getattr(request, name, None) is not None or dict(request.training).get(name) is not None:
             raise DataError(
                 f"{data.name}: no row has a label, and nothing audits; leave --{name.replace('_', '-')} out"

@@ -10,6 +10,7 @@
     model/            safetensors and a small config; loads without the training code
     reservoir.safetensors  a sample of the rows that taught, for `update`
     label_errors.csv  how strongly the model contradicts each label that taught
+    cards.json        what a person sees of the rows that report.html shows
     README.md         the same facts for people; report.html draws them
 """
 
@@ -26,7 +27,7 @@ import torch
 
 from ..core import distributed
 from ..core.step import TrainingClock
-from ..data import decisions
+from ..data import decisions, row_cards
 from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation import label_next
@@ -38,6 +39,7 @@ from ..models.peers import final_model
 from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
 from ..report import write as write_report
+from ..report.data_sections import shown_rows
 from ..report.summary import exploration, model_card_text, readme
 from ..training import budget, threads
 from ..training.fit import choose_device, join
@@ -176,7 +178,7 @@ class Run:
                     if meter is not None:
                         result["budget"] = meter.summary()
                     if first:
-                        self._finish(task, prepared.expression, result, listeners.warn)
+                        self._finish(task, prepared, result, listeners.warn)
                     return result
             except (DataError, RecipeError, NotFiniteError):
                 if first:
@@ -234,9 +236,14 @@ class Run:
             (self.folder / budget.FILE).unlink(missing_ok=True)
             self._folder.withdraw("checkpoints")
 
-    def _finish(self, task: TaskType, expression: str, result: dict[str, Any], warn: Callable[[str], None]) -> None:
+    def _finish(
+        self, task: TaskType, prepared: PreparedRun, result: dict[str, Any], warn: Callable[[str], None]
+    ) -> None:
         """Write what people read and the result, which makes the run a finished one."""
-        record = {**self._record(), "method": expression}
+        record = {**self._record(), "method": prepared.expression}
+        with surviving(f"{self.folder / row_cards.FILE} was not written", "the report shows no rows", warn):
+            if cards := task.row_cards(self.request, prepared.data, shown_rows(self.folder, result)):
+                row_cards.write_cards(self.folder, cards)
         for place, text in (("README.md", readme), ("model/README.md", model_card_text)):
             with surviving(f"{self.folder / place} was not written", "nothing else is missing", warn):
                 write(self.folder / place, text(result, record, task))

@@ -231,7 +231,7 @@ class StreamTaskType(SequenceTaskType):
         """Raises RecipeError for a method of generations of its own, or an option that a stream has no use for."""
         ready = prepare(request)
         check_recipe(ready.method, ready.expression)
-        for name in ("audit_folds", "init", "text"):
+        for name in ("audit_folds", "init", "text", "refit"):
             if getattr(request, name) is not None:
                 raise RecipeError(f"--tasks does not go with --{name.replace('_', '-')}; leave one of them out")
         _tasks(ready.data, request)
@@ -300,9 +300,22 @@ def _metrics(result: dict[str, Any], name: str) -> dict[str, float]:
 
 #: options of a run that a run which is updated has decided, or that have no meaning for an update
 _FIXED = (
-    "text", "unlabelled", "image_size", "model", "init", "audit_folds", "targets", "tasks", "keep", "checker",
-    "skip_long", "lora", "max_tokens", "checkpointing",
-)  # fmt: skip
+    "text",
+    "unlabelled",
+    "image_size",
+    "model",
+    "init",
+    "audit_folds",
+    "refit",
+    "targets",
+    "tasks",
+    "keep",
+    "checker",
+    "skip_long",
+    "lora",
+    "max_tokens",
+    "checkpointing",
+)
 
 
 ALPHA = 0.2  # of stored logits: those of a finished run are large, and with a weight of 1 new classes are learnt badly
@@ -341,9 +354,17 @@ class UpdateRun(NetworkRun):
         settings = {**self.settings, "batch_size": min(self.settings["batch_size"], len(self.data.labelled))}
         budget.expect(2 if self.request.control else 1)
         trained = fit_update(
-            build, data, self.method, self.before, self.sample, out=folder, progress=begin(self.expression),
-            warn=listeners.warn, **common, **settings,
-        )  # fmt: skip
+            build,
+            data,
+            self.method,
+            self.before,
+            self.sample,
+            out=folder,
+            progress=begin(self.expression),
+            warn=listeners.warn,
+            **common,
+            **settings,
+        )
         models = {"before": self.before, "method": trained.model.cpu()}
         if self.request.control:
             with budget.following(alike=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..core.parts import Always
 from .adaptive import ClassProgress, SelfAdaptive, TruncatedGaussian
 from .confidence import Agreement, Confidence, Confident, Correct, LowVariance, Precision, SmallLoss, Unanimous
-from .labels import Annealed, Bagged, FallingLoss, LabelledShare, PeerShard, Singleton, Spared
+from .labels import Annealed, Bagged, CleanGradient, FallingLoss, LabelledShare, PeerShard, Singleton, Spared
 
 __all__ = [
     "Agreement",
@@ -13,6 +13,7 @@ __all__ = [
     "Annealed",
     "Bagged",
     "ClassProgress",
+    "CleanGradient",
     "Confidence",
     "Confident",
     "Correct",

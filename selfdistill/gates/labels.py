@@ -1,9 +1,9 @@
-"""Gates from labelled rows: from their losses, scores and number; and fixed subsets of rows for peers."""
+"""Gates from labelled rows: their losses, scores, number and gradients; and fixed subsets of rows for peers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import rng
+from ..core import distributed
 from ..core.memory import Buffers, SampleMemory
 from ..core.outputs import element_shape
 from ..core.parts import BaseTerm, BindArgs, Gate, GenerationData, Schedule, value_at
-from ..core.step import Forward
+from ..core.step import Forward, Passes, members
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
 
@@ -214,6 +215,70 @@ class Singleton(Gate[SampleMemory]):
                 continue
             ids, labels, log_p = (part[calibration] for part in rows)
             state.write(ids, (1.0 - at_label(log_p, labels).exp()).reshape(len(ids), -1))
+
+
+@dataclass(frozen=True)
+class CleanGradient(Gate):
+    """Trust in proportion to how far a step on a row lowers the loss of rows with clean labels; 0 where it raises it.
+
+    Equation::
+
+        u_i = -dL(theta - grad_theta sum_j e_j l_j) / de_i at e = 0 = <grad L, grad l_i>,  trust = max(u_i, 0) / max u
+        l_i = the term's loss of row i,  L = its mean over the rows of the view ``clean``
+
+    The virtual step is one of plain gradient descent from the student's current weights; its derivative is exact, and
+    a rate would cancel. With `PerTrust` the weights are those of the paper: they add up to 1, and where none is above
+    0, nothing is learnt. Rows are weighed within one micro-batch, and over all processes.
+
+    Source: Ren et al., Learning to Reweight Examples for Robust Deep Learning, ICML 2018, equations 7 to 9.
+    """
+
+    clean: str = "clean"
+    spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
+    prefers: ClassVar[str | None] = None  # the clean rows decide
+    mixes: ClassVar[bool] = True
+
+    def extra_passes(self, term: BaseTerm, rows_of: Callable[[str], float]) -> tuple[float, float]:
+        rows, clean = rows_of(term.view), rows_of(self.clean)
+        return rows + clean, 2.0 * rows + clean
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        if term.loss is None or distributed.is_sharded(forward.owner):
+            raise RecipeError("CleanGradient needs a term with a loss, and unsharded weights: leave --parallel out")
+        y = forward.labels(self.clean)
+        with torch.enable_grad():
+            gain = self._gain(forward, term, Target(y, "classes", y >= 0), target).clamp(min=0.0)
+        most = distributed.gather(gain.max().reshape(1)).max()
+        trust = gain / torch.where(most > 0, most, 1.0)
+        return trust.reshape(len(trust), *(1,) * (student.dim() - 2)).expand(student.shape[:-1])
+
+    def _gain(self, forward: Forward, term: BaseTerm, labels: Target, target: Target) -> Tensor:
+        """u_i of each row, but for a common factor, (rows,)."""
+        model, rows = forward.owner, forward.rows(term.view)
+        learnt = {name: p.detach().requires_grad_() for name, p in model.named_parameters() if p.requires_grad}
+        weights = list(learnt.values())
+
+        def losses(view: str, target: Target) -> Tensor:
+            x = forward.batch[view].x
+            output = forward.with_weights(model, learnt, x, term.head)
+            assert term.loss is not None
+            target = target.spread(output)
+            values = term.loss(output, target)
+            values = values if target.valid is None else values.masked_fill(~target.valid, 0.0)
+            return values.reshape(len(x), -1).sum(1)
+
+        def slope(total: Tensor, again: bool = False) -> Tensor:
+            slopes = torch.autograd.grad(total, weights, create_graph=again, materialize_grads=True)
+            return torch.cat([one.flatten() for one in slopes])
+
+        some = forward.rows(self.clean) > 0
+        towards = slope(losses(self.clean, labels).sum() if some else 0.0 * weights[0].sum())
+        towards = distributed.add(towards)
+        step = torch.zeros(rows, device=towards.device, requires_grad=True)  # e
+        taken = slope((step * losses(term.view, target)).sum(), again=True)
+        forward.passes += Passes(backward=members(model) * rows)  # once more through the step
+        (gain,) = torch.autograd.grad(taken @ towards, step)
+        return gain
 
 
 class _Share(Buffers):

@@ -52,3 +52,21 @@ def plural(count: int, noun: str) -> str:
     ('1 cell', '2 cells')
     """
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def change(difference: float, unit: str = "", digits: str = ".1f", *, falls: bool = False) -> str:
+    """A difference in words: a sign is easily overlooked, and whether less is better is not said by it.
+
+    Args:
+        difference: ours minus the other.
+        unit: what follows the number.
+        digits: the format of the number.
+        falls: whether less is better.
+
+    >>> change(1.23, " points"), change(4.7, " %", falls=True), change(-0.01, " points")
+    ('1.2 points better', '4.7 % worse', 'equal')
+    """
+    size = format(abs(difference), digits)
+    if not float(size):
+        return "equal"
+    return f"{size}{unit} {'better' if (difference > 0) != falls else 'worse'}"

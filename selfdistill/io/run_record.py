@@ -93,6 +93,14 @@ _TRIAL = {
 }
 
 
+_BREAKDOWN = {
+    "worst": [{"row": int, "name": str, "label": str, "predicted": str, "confidence": (float, None)}],
+    "by_class?": [{"name": str, "rows": int, "precision": (float, None), "recall": (float, None)}],
+    "confused?": [{"label": str, "predicted": str, "rows": int}],
+    "confusion?": [[int]],
+}
+
+
 _RESULT = {
     "data": _DATA,
     "generations": [_GENERATION],
@@ -116,6 +124,8 @@ _RESULT = {
     "predicted?": {str: [[float]]},
     "label_errors?": ({"source": str, "rows": int, "errors": int, "auroc?": float}, None),
     "ensemble?": _ENSEMBLE,
+    "breakdown?": _BREAKDOWN,
+    "importance?": [{"name": str, "mean": float, "deviation": float}],
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "auto?": ({"why": str, "tried": [_TRIAL]}, None),
     "trouble?": (str, None),
@@ -128,6 +138,7 @@ _RESULT = {
         "trials": [{"expression": str, "loss": float, "folds": int, "pruned": bool, "trouble": str}],
     },
     "exploration?": {"unit": str, "trying": float, "winner": float},
+    "refit?": {"rows": int, "about": str},
     "budget?": {"bound": str, "seconds": float, "passes": float, "peak_mib": float, "cut": [str]},
     "control?": {
         "deployment": str,
@@ -254,6 +265,7 @@ class Request:
     search: str | None = None
     trials: Annotated[int, Range(1, limit=10**6)] | None = None
     explore: Annotated[float, Range(0, 1)] | None = None
+    refit: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -289,6 +301,7 @@ class Request:
             "decisions",
             "budget",
             "search",
+            "refit",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         unsaid |= {

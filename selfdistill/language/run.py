@@ -71,6 +71,7 @@ _NETWORKS = (
     "targets",
     "columns",
     "explore",
+    "refit",
 )
 
 

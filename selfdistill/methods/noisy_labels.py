@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import PerTrust, PerView, Term
-from ..gates import Confidence, LabelledShare, SmallLoss
+from ..gates import CleanGradient, Confidence, LabelledShare, SmallLoss
 from ..io.expressions import Count, NonNegative, Positive, Share, Size
 from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Squared
 from ..models.peers import Group
@@ -176,6 +176,38 @@ def ps_kd(alpha: Share = 0.8) -> Method:
             "past": Term(LastEpoch(), CrossEntropy(), weight=Linear(0.0, alpha)),
         }
     )
+
+
+def reweight(clean: Positive | None = None) -> Method:
+    """Learning to reweight: a row counts as far as a virtual step on it lowers the loss of rows with clean labels.
+
+    Equation::
+
+        L = sum_i w_i CE(y_i, p_i) / sum_i w_i,  w_i = max(0, -d/de_i mean_j CE(y_j, p_j(theta'))) at e = 0
+        theta' = theta - grad sum_i e_i CE(y_i, p_i),  j: rows with clean labels, as many as the batch has
+
+    Where all w_i are 0, none teaches. The clean rows weigh; they teach only if they are training rows as well.
+
+    Args:
+        clean: How many validation rows, or which share of them, have the clean labels, and judge no more; above 0. Left
+            open, rows that teach and whose label a person decided (``--labels FILE``), or half of the validation rows
+            where there are none.
+
+    Returns:
+        The method, with the term ``label``.
+
+    Departs: The step is of plain gradient descent from the current weights, whatever the optimizer. ``--label-noise``
+    makes validation labels wrong too; those of clean rows are put right, as if a person had checked them.
+
+    Needs: rows with clean labels, of classes.
+
+    Source: Ren et al., Learning to Reweight Examples for Robust Deep Learning, ICML 2018, algorithm 1.
+
+    >>> reweight(clean=100).terms["label"].gate
+    CleanGradient(clean='clean')
+    """
+    label = supervised(gate=CleanGradient(), reduction=PerTrust())
+    return Method({"label": label}, views=Views((View("x"), View("clean", "clean")), clean=clean))
 
 
 def dlb(alpha: Share = 1.0, temperature: Positive = 3.0) -> Method:

@@ -33,6 +33,11 @@ def check_method(method: Method, data: Data | None = None) -> None:
             "this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH"
         )
 
+    if data is not None and method.views.need_clean() and not len(data.clean):
+        raise DataError(
+            f"{data.name}: the method needs rows with clean labels; give --labels FILE with labels that a person "
+            "decided, or validation rows"
+        )
     for name, term in method.terms.items():
         origin = term.teacher and term.teacher.origin
         if data is not None and isinstance(origin, External) and origin.source is not None:

@@ -248,8 +248,11 @@ def _curves(result: dict[str, Any]) -> str:
 def _calibration(result: dict[str, Any], methods: list[dict[str, Any]]) -> str:
     plain = next(row for row in result["rows"] if row["name"] == _plain(result))
     series = [(row["name"], row["reliability"]) for row in (plain, *methods) if row["reliability"]]
-    caption = "On the test split, all seeds together: the dashed line is perfect calibration."
-    return figure(reliability(series, "accuracy against confidence"), caption, "small") if series else ""
+    caption = (
+        "Test rows of all seeds by how sure a model is: the bar is the share that is right, the mark how sure it was."
+    )
+    rows = result["data"]["rows"].get("test", 0) * len(result["seeds"])
+    return figure(reliability(series, rows), caption) if series else ""
 
 
 def _cost(result: dict[str, Any]) -> list[str]:

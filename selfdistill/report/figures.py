@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from ..io.display import printable
+from ..io.display import plural, printable
 
 WIDTH, HEIGHT = 640, 300
 
@@ -22,6 +22,9 @@ DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")  # so that no line differs
 
 
 LARGEST, CLOSEST = 1e150, 1e-9  # of the numbers that are drawn, and the share of it by which they must differ
+
+
+FEW = 20  # rows of a bin that tell nothing of calibration
 
 
 CHARACTER = 7.6  # width of a digit in text of 13 px, at most
@@ -282,15 +285,45 @@ def scatter(series: Sequence[tuple[str, Sequence[Sequence[float]]]], title: str)
     return plane.drawn(title) + legend(names, names)
 
 
-def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]], title: str) -> str:
-    """A reliability diagram: accuracy against confidence, with the diagonal; a dot's size is its share of the rows."""
-    plane = _square(ticks(0, 1), "confidence", "accuracy")
-    for i, (_, measured) in enumerate(series):
+def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]], rows: int) -> str:
+    """Calibration as bars: for each bin of confidence the share that is right, a mark at the confidence, and the rows.
+
+    Args:
+        series: the bins of each model (`evaluation.metrics.reliability`), by its name.
+        rows: how many rows were scored.
+    """
+    parts = []
+    for name, measured in series:
         bins = [b for b in measured if drawable(b["confidence"], b["accuracy"], b["share"])]
-        points = [(b["confidence"], b["accuracy"]) for b in bins]
-        plane.path(points, i)
-        plane.dots(points, i, [2 + 8 * math.sqrt(max(0.0, b["share"])) for b in bins])
-    return plane.drawn(title) + legend([name for name, _ in series])
+        lines = []
+        for one in bins:
+            sure, right = (100 * min(1.0, max(0.0, one[key])) for key in ("confidence", "accuracy"))
+            count, gap = max(1, round(one["share"] * rows)), right - sure
+            word = "as sure as right" if abs(gap) < 2 else "too sure" if gap < 0 else "not sure enough"
+            word = "too few rows to tell" if count < FEW else word
+            text = f"{sure:.0f} % sure, {right:.0f} % right: {word}, {plural(count, 'row')}"
+            drawn = (
+                f'<div class="bar" style="width:{right:.1f}%"></div><span class="tick" style="left:{sure:.1f}%"></span>'
+            )
+            lines.append(f'<li>{escape(text)}<div class="track" aria-hidden="true">{drawn}</div></li>')
+        if lines:
+            parts.append(f'<h3>{escape(name)}</h3><ul class="bars">{"".join(lines)}</ul>')
+    return "".join(parts)
+
+
+def residuals(points: Sequence[Sequence[float]], title: str) -> str:
+    """Errors (true minus predicted) by prediction, with a line at zero; empty without points."""
+    pairs = [(p[0], p[1] - p[0]) for p in points if drawable(p[0], p[1], p[1] - p[0])]
+    if not pairs:
+        return ""
+    xs, ys = zip(*pairs, strict=True)
+    plane = Plane(ticks(min(xs), max(xs)), ticks(min(0.0, *ys), max(0.0, *ys)), "predicted", "true minus predicted")
+    plane.axes()
+    zero = f"{plane.y(0):.1f}"
+    plane.parts.append(f'<line class="ideal" x1="{plane.left}" x2="{plane.width - RIGHT}" y1="{zero}" y2="{zero}"/>')
+    for x, y in pairs:
+        plane.parts.append(f'<circle class="d d0" cx="{plane.x(x):.1f}" cy="{plane.y(y):.1f}" r="3.5"/>')
+    return plane.drawn(title)
 
 
 def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str, x_label: str) -> str:
@@ -327,7 +360,7 @@ def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
     lines = []
     for name, value, words in rows:
         share = min(1.0, max(0.002, value / longest)) if drawable(value) else 0.0
-        bar = f'<div class="bar" style="width:{100 * share:.1f}%"></div>'
+        bar = f'<div class="bar" aria-hidden="true" style="width:{100 * share:.1f}%"></div>'
         lines.append(f"<li>{escape(f'{name}: {words}')}{bar}</li>")
     return f'<ul class="bars" aria-label="{escape(title, quote=True)}">{"".join(lines)}</ul>'
 

@@ -9,17 +9,14 @@ from typing import Any
 
 from ..data.copies import notices
 from ..errors import SelfdistillError
-from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors
 from ..io.run_record import Lines, changed_logs, read_lines, read_record
 from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
 from ..training.task_type import GenerationCurve, TaskType
+from . import data_sections as rows
 from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
-from .layout import code, figure, page, paragraph, picture, section, table
+from .layout import code, details, figure, listed, page, paragraph, picture, section, steps, table
 from .summary import budget_lines, sentence, together, trials
 from .summary import table as summary_table
-
-SHOWN = 12  # suspected label errors on a page
-
 
 FIGURES = {"distance": "distance of two peers", "disagreement": "another class by two peers"}
 
@@ -34,26 +31,6 @@ def peers(lines: Lines, result: dict[str, Any] | None) -> list[str]:
         return paragraphs
     caption = "Means over pairs of peers and rows of the audit split; peers that are equal teach nothing."
     return [*paragraphs, figure(curves(series, "diversity of the peers", "epoch", "diversity", height=240), caption)]
-
-
-def label_errors(result: dict[str, Any] | None, folder: Path) -> list[str]:
-    """The most probable label errors, and equal inputs with different labels."""
-    conflicts = [paragraph(line) for line in conflict_lines(conflicts_of(result, SHOWN))] if result else []
-    if not result or not result.get("label_errors"):
-        return conflicts
-    try:
-        errors = read_label_errors(folder, SHOWN)
-    except SelfdistillError:
-        return conflicts
-    rows = [
-        (label["name"] or str(label["row"]), label["label"], label["suggested"], f"{label['score']:.3f}")
-        for label in errors["labels"]
-        if label["label"] != label["suggested"]
-    ]
-    summary = f"{errors['errors']} of {errors['rows']} labels contradict the model and may be wrong; see {FILE}."
-    head = "file" if any(label["name"] for label in errors["labels"]) else "row (from 1)"
-    listed = [table((head, "label", "suggested", "error score"), rows)] if rows else []
-    return [paragraph(summary), *listed, *conflicts]
 
 
 VITALS = {
@@ -78,38 +55,69 @@ def render(folder: Path, task: TaskType) -> str:
     result = record.get("result")
     control_name = f"{task.control}, the baseline"
     method = record["method"]
-    parts = [_verdict(record, folder, task)]
+    parts, cards = [_outcome(record, folder, task)], rows.cards_of(folder)
     further = [*filter(None, [trials(result)]), *task.tables(result)] if result else []
     names, lines_of = summary_table(result, task) if result else ([], [])
     if names:
         place = f"on the test {'split' if task.unit == 'rows' else task.unit}"
         figures = table((place, *names), [(name, *cells) for name, cells in lines_of])
         parts.append(section(f"{place[0].upper()}{place[1:]}", figures))
+    drift = _drift(result)
+    warned = any(line.get("warnings") for line in lines) or any(
+        (generation.get("drift") or {}).get("alarm") for generation in (result or {}).get("generations", [])
+    )
     parts += [
+        section("Labels that look wrong", *rows.doubtful_labels(result or {}, folder, cards)),
+        section("Classes", *rows.classes(result or {})),
+        section("Worst errors", *rows.worst_errors(result or {}, cards)),
+        section("Predictions", _predicted(result), *rows.errors_of_values(result or {})),
+        section("Columns that matter", *rows.importance(result or {})),
+        section("Calibration", _calibration(result)),
+        section("An episode", *_frames(folder, result)),
         section(
             "Learning",
             *map(paragraph, changed_logs(folder, record)),
             *_learning(folder, lines, control, result, control_name, task),
+            paragraph(rows.noisy_validation(result or {})),
         ),
-        section("An episode", *_frames(folder, result)),
         *(section(one.title, table(one.head, one.rows), paragraph(one.caption, "soft")) for one in further),
         section("Audit", *(_audit(result, lines) if task.audited else ())),
-        section("Drift", *_drift(result)),
-        section("Peers", *peers(lines, result)),
-        section("Likely label errors", *label_errors(result, folder)),
-        section("Calibration", _calibration(result)),
-        section("Predictions", _predicted(result)),
-        section("Vitals", *vitals(lines)),
         section(
             "Cost",
             *_cost(result, control_name, task),
             *(paragraph(line.removeprefix("- ")) for line in budget_lines(result or {})),
+        ),
+        details(
+            "Health of the method: signal of each term, drift, peers",
+            *_warnings(lines),
+            *drift,
+            *peers(lines, result),
+            *vitals(lines),
+            unfolded=warned,
         ),
         section("The method", *equation(method, task)),
         section("Data", *data(record["data"])),
         section("How it was made", code(typed(record["command"])), *_provenance(record)),
     ]
     return page(f"{method} on {record['data']['name']}", parts)
+
+
+def _outcome(record: dict[str, Any], folder: Path, task: TaskType) -> str:
+    """The first screen: what was asked, what was measured, what to do next."""
+    result = record.get("result")
+    what = [
+        section("What was asked", paragraph(rows.asked(record)), code(typed(record["command"]))),
+        section("What was measured", _verdict(record, folder, task), listed(rows.measured(result) if result else [])),
+        section("What to do next", steps(rows.next_steps(record, result, folder) if result else [])),
+    ]
+    return f'<div class="outcome">{"".join(what)}</div>'
+
+
+def _warnings(lines: Lines) -> list[str]:
+    """The warnings of the vitals, each once."""
+    return [
+        paragraph(words, "verdict") for words in dict.fromkeys(w for line in lines for w in line.get("warnings", []))
+    ]
 
 
 def _verdict(record: dict[str, Any], folder: Path, task: TaskType) -> str:
@@ -245,11 +253,11 @@ def _predicted(result: dict[str, Any] | None) -> str:
 
 def _calibration(result: dict[str, Any] | None) -> str:
     bins = (result or {}).get("reliability")
-    if not bins:
+    if not result or not bins:
         return ""
-    drawing = reliability(list(bins.items()), "accuracy against confidence")
-    caption = "On the test split: the dashed line is perfect calibration, the size of a dot the share of rows."
-    return figure(drawing, caption, "small")
+    drawing = reliability(list(bins.items()), result["data"]["rows"].get("test", 0))
+    caption = "Test rows by how sure the model is: the bar is the share that is right, the mark how sure it was."
+    return figure(drawing, caption)
 
 
 def vitals(lines: Lines) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.copies import notices
-from ..io.display import markdown
+from ..io.display import change, markdown
 from ..training.shortlist import WORDS
 from ..training.task_type import FigureTable, Rows, TaskType
 
@@ -119,7 +119,7 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
     subject = "Generation 0 (no later one was accepted)" if first_kept else "Self-distillation"
     if result.get("probed"):
         subject = "A linear probe on self-supervised features"
-    early = f", {gains[1].removesuffix(' points')} against the baseline with early stopping" if len(gains) > 1 else ""
+    early = f"; against the baseline with early stopping: {gains[1]}" if len(gains) > 1 else ""
     equal = " at equal steps" if task.equal_steps else ""
     return _choice(result) + (
         f"{subject} against {task.baseline(result)}: {gains[0]}{equal}{early}.{nearest}{final} One seed "
@@ -128,14 +128,12 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
 
 
 def _gain(metrics: dict[str, float], reference: dict[str, float]) -> str:
-    """The difference of accuracy in points, or of the root mean squared error in per cent (negative is better)."""
+    """The difference of accuracy in points, or of the root mean squared error in per cent, in words."""
     if "accuracy" in metrics:
-        return f"{100 * (metrics['accuracy'] - reference['accuracy']):+.1f} points"
-    return (
-        f"{100 * (metrics['rmse'] / reference['rmse'] - 1):+.1f} % RMSE"
-        if reference["rmse"]
-        else "no error to compare with"
-    )
+        return change(100 * (metrics["accuracy"] - reference["accuracy"]), " points")
+    if not reference["rmse"]:
+        return "no error to compare with"
+    return f"RMSE {change(100 * (metrics['rmse'] / reference['rmse'] - 1), ' %', falls=True)}"
 
 
 def readme(result: dict[str, Any], record: dict[str, Any], task: TaskType) -> str:
@@ -231,6 +229,8 @@ def budget_lines(result: dict[str, Any]) -> list[str]:
     ['- budget 10min: 61.5 s, 20,000 passes and at most 410 MiB were spent', '- cut by the budget: 3 steps']
     """
     budget, explored = result.get("budget"), exploration_lines(result)
+    if refit := result.get("refit"):
+        explored.append(f"- {refit['about']}")
     if not budget:
         return explored
     spent = f"{budget['seconds']:,.1f} s, {budget['passes']:,.0f} passes and at most {budget['peak_mib']:,.0f} MiB"
@@ -262,7 +262,7 @@ def trials(result: dict[str, Any]) -> FigureTable | None:
         [
             f"{trial['method']}{', chosen' if trial['chosen'] else ''}",
             _cell("accuracy" if share else auto["measure"], trial["score"]),
-            "-" if trial["gain"] is None else f"{100 * trial['gain']:+.1f}" if share else f"{trial['gain']:+.4g}",
+            _against_first(trial["gain"], share),
             str(trial["rows"]),
             *_spent(trial, spent),
         ]
@@ -272,6 +272,13 @@ def trials(result: dict[str, Any]) -> FigureTable | None:
     head = ("candidate", f"validation {WORDS[auto['measure']]}", "against the first", "rows", *last)
     notes = [f"{auto['why']}.", *(f"Not tried: {line}." for line in auto["left_out"])]
     return FigureTable("Candidates of auto()", head, rows, " ".join(notes)[:1].upper() + " ".join(notes)[1:])
+
+
+def _against_first(gain: float | None, share: bool) -> str:
+    """A candidate's score against that of the first one: points, or an error, which falls."""
+    if gain is None:
+        return "-"
+    return change(100 * gain) if share else change(gain, digits=".4g", falls=True)
 
 
 def _spent(trial: dict[str, Any], spent: bool) -> tuple[str, ...]:

@@ -168,6 +168,7 @@ def views_of(method: Method) -> dict[str, str]:
     views = [term.view for term in method.terms.values()]
     views += [view for term in method.terms.values() for part in term.parts() if (view := part.view)]
     views += [view for group in method.student_views() for view in group]
+    views += [view.name for view in method.views.views if view.rows == "clean"]
     if any(rows_of.get(view) == "mixed" for view in views):  # made of x, when a step looks at it
         views = ["x", *(view for view in views if rows_of.get(view) != "mixed")]
     return {view: rows_of.get(view, "labelled") for view in dict.fromkeys(views)}

@@ -22,7 +22,8 @@ from .. import rng
 from ..core.objective import Method
 from ..core.regression import for_task
 from ..core.step import Passes
-from ..data.dataset import Data
+from ..data.dataset import Data, with_clean_rows
+from ..data.splits import difference
 from ..errors import DataError
 from ..evaluation.audit import Audit, Decision, measure_for
 from ..evaluation.predict import losses as row_losses
@@ -87,6 +88,24 @@ def all_labels(data: Data) -> Data:
     return replace(data, labelled=labelled, audit=data.audit[:0])
 
 
+def every_label(data: Data) -> Data:
+    """The same data with the audit and the test rows among those that teach."""
+    data = all_labels(data)
+    return replace(data, labelled=torch.cat([data.labelled, data.test]).sort().values, test=data.test[:0])
+
+
+def _without(data: Data, held: Tensor) -> Data:
+    """The same data, of which the held rows audit and neither teach nor weigh others.
+
+    Raises:
+        DataError: they are all the rows with clean labels.
+    """
+    clean = difference(data.clean, held)
+    if len(data.clean) and not len(clean):
+        raise DataError(f"{data.name}: a fold holds all rows with clean labels; let a person decide more of them")
+    return replace(data, labelled=difference(data.labelled, held), audit=held, clean=clean)
+
+
 def choose(audit: Audit, losses: Sequence[Sequence[float]]) -> tuple[int, list[Decision]]:
     """The number of generations to train, from each one's losses on the same rows; they end at the first roll-back.
 
@@ -127,6 +146,7 @@ def crossfit(
         DataError: fewer than two folds or rows of a class, an audit that is off, or data that lack what the method
             needs.
     """
+    data = with_clean_rows(data, method.views, int(settings.get("seed", 0)))
     check_method(for_task(method, data.task), data)
     pooled = all_labels(data)
     ids, y = pooled.labelled, pooled.y[pooled.labelled]
@@ -140,7 +160,7 @@ def crossfit(
     plain_losses = [0.0] * len(ids)
     results: list[Result] = []
     for k in range(folds):
-        remainder = replace(pooled, labelled=ids[fold != k], audit=ids[fold == k])
+        remainder = _without(pooled, ids[fold == k])
         positions, name = torch.nonzero(fold == k).squeeze(1).tolist(), f"fold {k + 1} of {folds}"
         options = {**settings, "audit": "off", "resume": True, "device": device, "warn": warn}
         result = fit(build, remainder, method, out=out / str(k), progress=make(name), **options)
@@ -182,12 +202,12 @@ def train_without_fold(
     Raises:
         DataError: fewer than two folds or rows of a class, or data that lack what the method needs.
     """
-    pooled = all_labels(data)
+    pooled = all_labels(with_clean_rows(data, method.views, int(settings.get("seed", 0))))
     ids, y = pooled.labelled, pooled.y[pooled.labelled]
     labels = y if data.task == "classify" else torch.zeros_like(y)
     groups = None if data.groups is None else data.groups[ids]
     places = parts(labels, folds, int(settings.get("seed", 0)), data.classes, groups)
-    remainder = replace(pooled, labelled=ids[places != fold], audit=ids[places == fold])
+    remainder = _without(pooled, ids[places == fold])
     result = fit(build, remainder, method, out=out, **{**settings, "audit": "off"})
     measure = measure_for(data.task, settings.get("audit_measure"))
     losses = _held_out_losses(result, result.generations[-1].weights, remainder, measure)

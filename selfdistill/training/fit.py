@@ -20,7 +20,7 @@ from ..core import distributed
 from ..core.objective import Method, Objective, untaught
 from ..core.regression import for_task
 from ..core.step import Batch, Passes, TrainingClock
-from ..data.dataset import Data, sealed
+from ..data.dataset import Data, sealed, with_clean_rows
 from ..errors import CheckpointError, DataError
 from ..io.expressions import one_line
 from ..methods.validate import check_method
@@ -185,8 +185,7 @@ def fit(
     device = choose_device(device)
     join(device)
     folder = run_folder(out, resume)
-    method = for_task(method, data.task)
-    check_method(method, data)
+    method, data = _checked(method, data, seed)
     if distributed.size() > 1 and parallel == "fsdp" and untaught(method):
         raise DataError("the classifier of a method without labels is fitted whole; train under DDP: leave --parallel")
     trainer = Trainer(
@@ -200,6 +199,14 @@ def fit(
         tell=tell,
     )
     return drive(trainer, resume, progress)
+
+
+def _checked(method: Method, data: Data, seed: int = 0) -> tuple[Method, Data]:
+    """The method for the data's task, and the data with its clean rows, which fit each other."""
+    method = for_task(method, data.task)
+    data = with_clean_rows(data, method.views, seed)
+    check_method(method, data)
+    return method, data
 
 
 def try_batch(
@@ -219,8 +226,7 @@ def try_batch(
         SpaceError: the method does not fit the model or the data.
         RecipeError: the model or a teacher fails on these rows.
     """
-    method = for_task(method, data.task)
-    check_method(method, data)
+    method, data = _checked(method, data)
     task = NetworkTask(build, sealed(data), method)
     trainer = Trainer(task, method, Settings(**settings), device=choose_device(device))
     trainer.begin(0)
@@ -247,7 +253,7 @@ def step_cost(
     """
     method = for_task(method, data.task)
     trainer = Trainer(
-        NetworkTask(build, sealed(data), method),
+        NetworkTask(build, sealed(with_clean_rows(data, method.views)), method),
         method,
         Settings(**settings),
         device=choose_device(device),

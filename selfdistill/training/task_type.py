@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from ..data.row_cards import RowCard
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import label_errors
 from ..evaluation.label_next import Committee
@@ -211,6 +212,10 @@ class TaskType(Protocol):
             CheckpointError: the run is not finished, or its task type has no scores.
         """
         return label_errors.read_label_errors(folder, top)
+
+    def row_cards(self, request: Request, data: Any, ids: Sequence[int]) -> dict[int, RowCard]:
+        """What a person sees of rows of the data of a request, by their sample id; nothing of data without rows."""
+        return {}
 
     def committee(self, folder: Path, request: Request) -> Committee:
         """What the models of a finished run predict for its unlabelled rows, and for labelled ones that taught nothing.

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from selfdistill.data import dataset, images, splits
 from selfdistill.data.image_store import ImageStore
 from selfdistill.errors import DataError
+from selfdistill.views import View, Views
 from tests.data.test_images import pets, write_idx
 
 TRUTH = torch.from_numpy(load_digits().target)
@@ -403,3 +404,50 @@ def test_fashion_mnist_as_installed():
     assert counts(clothes.y[clothes.test]) == [1000] * 10
     assert counts(clothes.y[clothes.labelled]) == [25] * 10
     assert (clothes.augment, clothes.flips) == ("weak", True)
+
+
+def clean_views(clean=None):
+    return Views((View("x"), View("clean", "clean")), clean=clean)
+
+
+@pytest.mark.parametrize(("clean", "rows"), [(None, 100), (0.25, 50), (30, 30), (200, 200)])
+def test_clean_rows_are_validation_rows_that_judge_no_more(clean, rows):
+    """Of all classes, with right labels under noise, drawn once; the other splits and their noise stay."""
+    whole, right = dataset.load("digits", label_noise=0.4), dataset.load("digits")
+    data = dataset.with_clean_rows(whole, clean_views(clean), seed=3)
+    assert (len(data.clean), len(data.audit)) == (rows, 200 - rows)
+    assert sorted(torch.cat([data.clean, data.audit]).tolist()) == whole.audit.tolist()
+    assert torch.equal(data.y[data.clean], right.y[data.clean])
+    assert len(data.y[data.clean].unique()) == 10
+    assert torch.equal(data.y[data.labelled], whole.y[data.labelled])
+    assert 0.2 < float(data.noisy[data.audit].float().mean()) < 0.6 or not len(data.audit)
+    assert dataset.with_clean_rows(data, clean_views(clean), seed=4) is data
+    assert dataset.with_clean_rows(whole, Views()) is whole
+    assert f"'clean': {rows}" in str(data.describe()["rows"])
+    assert f"{rows} validation rows have the clean labels" in data.note
+    assert data.fingerprint != whole.fingerprint
+    kept = dataset.sealed(data)
+    assert kept.before_noise is not None
+    assert bool((kept.before_noise[data.test] == -1).all())
+
+
+def test_rows_that_a_person_checked_are_the_clean_ones(tmp_path):
+    """Kept labels, new ones and corrected ones, of rows that teach; not what a model decided, nor validation rows."""
+    whole = dataset.load("digits", labels=200)
+    row, new, judge = int(whole.labelled[0]), int(whole.unlabelled[0]), int(whole.audit[0])
+    other = int(whole.labelled[1])
+    lines = [f"{row + 1},,,keep,person", f"{new + 1},,,3,person", f"{judge + 1},,,5,person", f"{other + 1},,,4,model"]
+    lines.append(f"{int(whole.unlabelled[1]) + 1},,,keep,person")
+    (tmp_path / "d.csv").write_text("\n".join(["row,given,suggested,decision,by", *lines]))
+    data = dataset.load("digits", labels=200, decisions=tmp_path / "d.csv")
+    assert data.clean.tolist() == sorted([row, new])
+    assert dataset.with_clean_rows(data, clean_views()) is data
+    assert len(dataset.with_clean_rows(data, clean_views(20)).clean) == 20
+    (tmp_path / "d.csv").write_text("\n".join(["row,given,suggested,decision,by", lines[0]]))
+    assert dataset.load("digits", labels=200, decisions=tmp_path / "d.csv").clean.tolist() == [row]
+
+
+@pytest.mark.parametrize("clean", [201, 0.001])
+def test_more_clean_rows_than_validation_rows_are_refused(clean):
+    with pytest.raises(DataError, match="200 validation rows; give more by --validation"):
+        dataset.with_clean_rows(dataset.load("digits"), clean_views(clean))

@@ -49,6 +49,10 @@ class Few:
     def unlabelled(self) -> Tensor:
         return torch.arange(self.labels, self.labels + self.others)
 
+    @property
+    def clean(self) -> Tensor:
+        return torch.arange(1000, 1005)
+
     def rows(self, ids: Tensor) -> Tensor:
         pixels = torch.arange(64).view(1, 1, 8, 8) / 64
         return (ids.view(-1, 1, 1, 1) * 0.37 + pixels) % 1.0
@@ -332,3 +336,13 @@ def test_the_ratio_follows_the_steps_of_the_run():
     assert beside() == beside(steps=2000)
     sampler = Sampler(data, views, 16, seed=0, epochs=10)
     assert beside(epochs=10) == beside(steps=10 * sampler.steps_per_epoch)
+
+
+def test_as_many_clean_rows_as_the_batch_has_come_along() -> None:
+    """They are repeated where they are few, in another order in each epoch."""
+    sampler = Sampler(Few(30), Views((View("x"), View("clean", "clean")), clean=5), 8, seed=0)
+    steps = [epoch_of(sampler, epoch, "clean") for epoch in (0, 1)]
+    assert [len(ids) for ids in steps[0]] == [len(ids) for ids in epoch_of(sampler, 0)]
+    counts = torch.cat(steps[0]).bincount()[1000:]
+    assert counts.tolist() == [6] * 5
+    assert not torch.equal(torch.cat(steps[0]), torch.cat(steps[1]))

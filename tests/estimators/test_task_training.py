@@ -31,7 +31,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_has_what_every_run_has(done: Path) -> None:
-    assert {p.name for p in done.iterdir()} == {"run.json", "README.md", "report.html", "model"}
+    assert {p.name for p in done.iterdir()} == {"run.json", "README.md", "report.html", "model", "cards.json"}
     assert {p.name for p in (done / "model").iterdir()} == {"estimator.skops", "data.json", "README.md"}
     result = json.loads((done / "run.json").read_text())["result"]
     assert result["test"].keys() == {"rmse", "mae", "r2", "coverage", "width"}
@@ -66,6 +66,18 @@ def test_a_run_hands_over_the_learner_alone_where_nothing_helps(rows: int, tmp_p
     assert "auto(): nothing helps; the learner alone is the final model" in readme
     assert "RMSE on the test split" in readme
     assert "no later one" not in readme
+
+
+def test_refit_fits_the_final_model_on_every_labelled_row(done: Path, tmp_path: Path) -> None:
+    request = Request("diabetes", labels=60, model=BOOSTING, refit="all")
+    result = Run.create(request, tmp_path / "run").execute()
+    before = json.loads((done / "run.json").read_text())["result"]
+    assert (result["test"], result["refit"]["rows"]) == (before["test"], 148)
+    data, models = frames.load("diabetes", labels=60), (done, tmp_path / "run")
+    y, rows = data.y[data.test], data.rows(data.test)
+    errors = [np.abs(y - load(folder / "model" / "estimator.skops").predict(rows)).mean() for folder in models]
+    assert errors[1] < 0.9 * errors[0], "the test rows have taught it"
+    assert "the scores are of the model before" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_figures_are_those_of_the_model_that_was_saved(done: Path) -> None:

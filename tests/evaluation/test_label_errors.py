@@ -23,7 +23,7 @@ from selfdistill.evaluation.label_errors import (
 )
 from selfdistill.methods import recipes
 from selfdistill.models.registry import parse
-from selfdistill.report import run_page
+from selfdistill.report.data_sections import doubtful_labels
 from tests.terminal import passed, refused
 
 NOISE = 0.4
@@ -125,9 +125,9 @@ def test_the_command_lists_the_highest_score_first(run: Path) -> None:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows([wrong, right])
-    shown = "".join(run_page.label_errors({"label_errors": {"source": "history"}, "data": {}}, few))
-    assert f">{wrong['row_from_1']}<" in shown
-    assert f">{right['row_from_1']}<" not in shown, "a label that the model predicts too is not listed"
+    shown = "".join(doubtful_labels({"label_errors": {"source": "history"}, "data": {}}, few, {}))
+    assert f"row {wrong['row_from_1']}<" in shown
+    assert f"row {right['row_from_1']}<" not in shown, "a label that the model predicts too is not listed"
     assert "--top" in passed("label-errors", "--help").stdout
 
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from selfdistill.core.parts import Always, BindArgs, Gate, Term
 from selfdistill.core.step import Batch, Forward, Rows, TrainingClock
 from selfdistill.core.targets import Target
-from selfdistill.errors import RecipeError
+from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import Agreement, Confidence, Confident, Correct, SmallLoss
 from selfdistill.losses import CrossEntropy
+from selfdistill.methods import reweight
 from selfdistill.teachers import CurrentStudent, Labels
 
 CLASSES = 3
@@ -144,3 +145,44 @@ def test_small_loss_keeps_the_easy_rows_of_each_peer_or_of_the_next():
 def test_small_loss_refuses_a_noise_that_is_no_share():
     with pytest.raises(RecipeError, match="wrong labels, in"):
         SmallLoss(1.0)
+
+
+def test_wrong_labels_get_less_weight_and_rows_that_do_harm_none() -> None:
+    """On two clouds with 40 % of labels wrong, ten clean rows tell them apart; alone they teach nothing."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(60) % 2
+    x = torch.randn(60, 4, generator=generator) + 5.0 * truth[:, None] - 2.5
+    y = torch.where(torch.arange(60) < 24, 1 - truth, truth)
+    clean = Rows(
+        torch.randn(10, 4, generator=generator) + 5.0 * truth[:10, None] - 2.5, truth[:10], torch.arange(100, 110)
+    )
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    objective = reweight(clean=10).bind(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        objective(Batch({"x": Rows(x, y, torch.arange(60)), "clean": clean})).backward()
+        optimizer.step()
+        objective.update()
+    assert float((model(x).argmax(1) == truth).float().mean()) > 0.95
+    term = reweight().terms["label"]
+    assert isinstance(term, Term)
+
+    def trust(y: Tensor) -> Tensor:
+        forward = Forward(model, Batch({"x": Rows(x, y, torch.arange(60)), "clean": clean}), TrainingClock()).run()
+        return term.gate.weigh(nn.Identity(), forward.student("x").detach(), Target(y, "classes"), forward, term)
+
+    weights = trust(y)
+    assert float(weights.max()) == 1.0
+    assert float(weights[:24].mean()) < 0.2 * float(weights[24:].mean())
+    assert not trust(1 - truth).any()
+    batch = Batch({"x": Rows(x, 1 - truth, torch.arange(60)), "clean": clean})
+    model.zero_grad()
+    objective(batch).backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_a_row_without_clean_rows_beside_it_is_refused_by_name() -> None:
+    with pytest.raises(SpaceError, match="view 'clean' is not in the batch"):
+        reweight().bind(nn.Linear(4, 2))({"x": torch.ones(3, 4), "y": torch.tensor([0, 1, 0])})

@@ -28,6 +28,7 @@ from selfdistill.report.figures import (
     forest,
     lineage,
     reliability,
+    residuals,
     scatter,
     thinned,
     ticks,
@@ -61,8 +62,9 @@ def drawings(text: str) -> list[ET.Element]:
 
 
 def loads_nothing(text: str) -> bool:
-    """No script, no handler, and no address but the empty icon."""
+    """No script, no handler, and no address but the empty icon and pictures within the page."""
     addresses = re.findall(r"""(?:href|src|url)\s*[=(]\s*["']?([^"')>]+)""", text)
+    addresses = [one for one in addresses if not re.fullmatch("data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+", one)]
     return "<script" not in text and not re.search(r"<[^>]*\son\w+=", text) and set(addresses) <= {"data:,", "#tip"}
 
 
@@ -190,7 +192,8 @@ def test_no_number_stops_a_drawing(points: tuple[float, ...]) -> None:
     texts = [curves([Series("loss", pairs)], "t", "step", "loss", proportion=share) for share in (False, True)]
     texts += [
         scatter([("a", [(value, value) for value in points])], "t"),
-        reliability([("a", [dict.fromkeys(("confidence", "accuracy", "share"), value) for value in points])], "t"),
+        reliability([("a", [dict.fromkeys(("confidence", "accuracy", "share"), value) for value in points])], 9),
+        residuals([(value, value) for value in points], "t"),
         forest([("a", min(points), value, max(points), "TIES") for value in points], "t", "x"),
         bars([("a", value, "b") for value in points], "t"),
     ]

@@ -71,14 +71,18 @@ def test_values_are_told_in_four_digits_or_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("final", "at_end", "early"), [(0.97, "+7.0", "+3.0"), (0.9, "+0.0", "-4.0"), (0.85, "-5.0", "-9.0")]
+    ("final", "at_end", "early"),
+    [
+        (0.97, "7.0 points better", "3.0 points better"),
+        (0.9, "equal", "4.0 points worse"),
+        (0.85, "5.0 points worse", "9.0 points worse"),
+    ],
 )
 def test_the_sentence_compares_with_both_plain_models_whichever_way_it_falls(
     final: float, at_end: str, early: str
 ) -> None:
     said = said_of(result(final))
-    assert f"{at_end} points at equal steps" in said
-    assert f"{early} against the baseline with early stopping" in said
+    assert f"against plain: {at_end} at equal steps; against the baseline with early stopping: {early}." in said
     assert "One seed proves little" in said
 
 

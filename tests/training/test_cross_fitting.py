@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from selfdistill.errors import DataError
 from selfdistill.evaluation.audit import Audit
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
+from selfdistill.methods import reweight
+from selfdistill.models.networks import mlp
 from selfdistill.models.store import load_model, model_card
-from selfdistill.training.cross_fitting import all_labels, choose, parts
+from selfdistill.training.cross_fitting import all_labels, choose, parts, train_without_fold
 
 
 def test_every_class_is_spread_over_the_folds() -> None:
@@ -133,3 +137,32 @@ def test_values_are_cut_into_folds_and_a_class_too_small_is_refused_by_its_name(
     assert result["test"]["rmse"] > 0
     with pytest.raises(DataError, match="class dog has one"):
         parts(torch.tensor([0, 0, 1]), 2, seed=0, classes=("cat", "dog"))
+
+
+def test_no_fold_weighs_its_training_rows_by_the_rows_that_judge(tmp_path: Path) -> None:
+    """Clean rows are set apart before the folds; of rows that a person checked each fold keeps the others."""
+    data, seen = load("digits", labels=60), list[set[int]]()
+    checked = replace(data, clean=data.labelled[:20])
+
+    def watch(clock: Any, batches: list[Any], loss: float) -> None:
+        seen.append({i for batch in batches for i in batch["clean"].id.tolist()})
+
+    for given in (data, checked):
+        ids = [torch.zeros(0)] * 2
+        for fold in range(2):
+            seen.clear()
+            options = {"steps": 3, "batch_size": 20, "watch": watch, "device": "cpu"}
+            build = partial(mlp, data.shape, data.outputs)
+            train_without_fold(build, given, reweight(), fold, 2, tmp_path / f"{given is data}{fold}", **options)
+            ids[fold] = torch.tensor(sorted(set().union(*seen)))
+        apart = torch.isin(ids[0], ids[1])
+        assert bool(apart.all()) if given is data else not bool(apart.any())
+        assert bool(torch.isin(torch.cat(ids), given.audit if given is data else given.clean).all())
+    few = replace(data, clean=data.labelled[:1])
+
+    def each_fold() -> None:
+        for fold in range(2):
+            train_without_fold(build, few, reweight(), fold, 2, tmp_path / f"few{fold}", steps=3, batch_size=20)
+
+    with pytest.raises(DataError, match="a fold holds all rows with clean labels"):
+        each_fold()

@@ -1,0 +1,296 @@
+"""The sections of a run's report on its data: doubtful labels, classes, worst errors, and what to do next."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..data import decisions
+from ..data.row_cards import PICTURE, RowCard, read_cards
+from ..errors import SelfdistillError
+from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors
+from ..evaluation.metrics import MATRIX
+from ..evaluation.statistics import share_interval
+from ..io.display import plural
+from .figures import bars, residuals
+from .layout import figure, matrix, paragraph, table
+
+SHOWN = 48  # rows whose labels look wrong on a page
+ASKED = {
+    "classify": "Tell {classes} apart",
+    "regress": "Predict a number",
+    "generate": "Answer prompts",
+    "features": "Learn features without labels",
+    "control": "Act in an environment",
+}
+
+
+def shown_rows(folder: Path, result: Mapping[str, Any]) -> list[int]:
+    """The sample ids of the rows that a page shows: of the most doubtful labels, and of the worst errors."""
+    rows = [row["row"] for row in result.get("breakdown", {}).get("worst", [])]
+    if (folder / FILE).exists():
+        with (folder / FILE).open(encoding="utf-8", newline="") as file:
+            rows += [
+                int(row.get("row") or row["row_from_1"])
+                for row, _ in zip(csv.DictReader(file), range(SHOWN), strict=False)
+            ]
+    return sorted({row - 1 for row in rows})
+
+
+# the first screen -----------------------------------------------------------------------------------------------------
+
+
+def asked(record: Mapping[str, Any]) -> str:
+    """What a run was asked for, in a sentence."""
+    data = record["data"]
+    names = data["classes"]
+    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    job = ASKED[data["task"]].format(classes=f"{plural(len(names), 'class')} ({some})".replace("classs", "classes"))
+    words = {
+        "labelled": "teach with their label",
+        "unlabelled": "teach without one",
+        "audit": "validate",
+        "test": "test",
+    }
+    order = sorted(data["rows"], key=[*words, *data["rows"]].index)
+    counts = [f"{data['rows'][kind]:,} {words.get(kind, kind)}" for kind in order if data["rows"][kind]]
+    return (
+        f"{job} in {data['name']}: of the rows {', '.join(counts)}. Method {record['method']}, model {record['model']}."
+    )
+
+
+def measured(result: Mapping[str, Any]) -> list[str]:
+    """The final model's score with its interval, and how many labels look wrong, a line each."""
+    lines, test, rows = [], result.get("test", {}), int(result["data"]["rows"].get("test", 0))
+    if rows and "accuracy" in test and "breakdown" in result:
+        right = round(test["accuracy"] * rows)
+        low, high = share_interval(right, rows)
+        lines.append(
+            f"The final model is right on {right:,} of {rows:,} test rows: {100 * test['accuracy']:.1f} % (95 % "
+            f"interval {100 * low:.1f} to {100 * high:.1f} %)."
+        )
+    elif rows and "rmse" in test:
+        lines.append(
+            f"The final model is off by {test['rmse']:.4g} on {rows:,} test rows (RMSE; {test['mae']:.4g} on average)."
+        )
+    return lines
+
+
+def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """What to do after a run: words, and the command."""
+    place, lines = shlex.quote(str(folder)), []
+    likely = likely_errors(result)
+    if likely:
+        minutes = max(1, round(likely / 20))
+        lines.append((
+            f"Look at the {plural(likely, 'label')} that look wrong, about {plural(minutes, 'minute')} by keyboard:",
+            f"selfdistill review {place}",
+        ))  # fmt: skip
+        lines.append(("Train again on the corrected labels:", retraining(record["command"], folder)))
+    if result["data"]["rows"].get("unlabelled"):
+        lines.append(("Label the unlabelled rows that would teach most:", f"selfdistill label-next {place} -n 50"))
+    lines.append(("Use the model on new data:", f"selfdistill predict {place} NEW_DATA --out predictions.csv"))
+    return lines
+
+
+def likely_errors(result: Mapping[str, Any]) -> int:
+    """The number of labels of a run that look wrong."""
+    summary = result.get("label_errors") or {}
+    return int(summary.get("likely", summary.get("errors", 0)))
+
+
+def retraining(command: Sequence[str], folder: Path) -> str:
+    """The command of a run with the decided labels, into a new folder."""
+    kept, rest = list[str](), list(command[1:])
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("--out", "--labels") and not equals and rest:
+            value = rest.pop(0)
+        if name == "--out" or (name == "--labels" and not value.isdecimal()):
+            continue
+        kept += [word] if equals or name != "--labels" else [word, value]
+    return shlex.join(["selfdistill", *kept, "--labels", str(folder / decisions.FILE)])
+
+
+# rows -----------------------------------------------------------------------------------------------------------------
+
+
+def cards_of(folder: Path) -> dict[int, RowCard]:
+    """The cards of a run's rows; none where they are missing or damaged."""
+    try:
+        return read_cards(folder)
+    except SelfdistillError:
+        return {}
+
+
+def card_list(rows: Sequence[tuple[int, str, str]], cards: Mapping[int, RowCard]) -> str:
+    """Rows as a list of cards: the number of each, its headline and what else is said of it."""
+    items = []
+    for number, headline, more in rows:
+        card = cards.get(number, RowCard())
+        shown = ""
+        if card.picture:
+            kind = ' class="pixels"' if card.picture.startswith(PICTURE[0]) else ""
+            label = escape(f"row {number}", quote=True)
+            shown = f'<img{kind} src="{escape(card.picture, quote=True)}" alt="{label}">'
+        if card.text:
+            shown += f'<span class="text">{escape(card.text[:400])}{"…" * (len(card.text) > 400)}</span>'
+        shown += "".join(f'<span class="cell">{escape(f"{name}: {cell}")}</span>' for name, cell in card.cells[:8])
+        items.append(f'<li>{shown}<b>{escape(headline)}</b><br><span class="soft">{escape(more)}</span></li>')
+    pictures = any(card.picture for card in cards.values())
+    return f'<ul class="cards{"" if pictures else " rows"}">{"".join(items)}</ul>' if items else ""
+
+
+def doubtful_labels(result: dict[str, Any], folder: Path, cards: Mapping[int, RowCard]) -> list[str]:
+    """The labels that are most probably wrong, and equal inputs with different labels."""
+    if not result:
+        return []
+    conflicts = [paragraph(line) for line in conflict_lines(conflicts_of(result, 12))]
+    if not result.get("label_errors"):
+        return conflicts
+    try:
+        errors = _renamed(read_label_errors(folder, SHOWN))
+    except SelfdistillError:
+        return conflicts
+    shown = []
+    for label in errors["labels"]:
+        if label["given"] != label["suggested"]:
+            sure = "" if label["p_suggested"] is None else f", {100 * label['p_suggested']:.0f} % sure"
+            more = f"given: {label['given']}; {label['split']} row {label['row']}"
+            shown.append(
+                (label["row"], f"{label['suggested']}?{sure}", more + (f", {label['name']}" if label["name"] else ""))
+            )
+    count = f"{errors['likely']:,} of {errors['examined']:,} labels look wrong. {FILE} lists all, the worst first."
+    return [paragraph(count), card_list(shown, cards), *conflicts]
+
+
+def _renamed(errors: dict[str, Any]) -> dict[str, Any]:
+    """The label errors of the format before, by the names of the present one."""
+    if "likely" in errors:
+        return errors
+    labels = [
+        {**row, "given": row["label"], "split": "train", "p_suggested": row["confidence"]} for row in errors["labels"]
+    ]
+    return {**errors, "likely": errors["errors"], "examined": errors["rows"], "labels": labels}
+
+
+def worst_errors(result: Mapping[str, Any], cards: Mapping[int, RowCard]) -> list[str]:
+    """The test rows on which the final model is most certainly wrong, or farthest off."""
+    worst = result.get("breakdown", {}).get("worst", [])
+    rows = []
+    for row in worst:
+        sure = "" if row["confidence"] is None else f", {100 * row['confidence']:.0f} % sure"
+        name = f"row {row['row']}" if row["name"] == str(row["row"]) else row["name"]
+        rows.append((row["row"], f"predicted {row['predicted']}{sure}", f"label: {row['label']}; test, {name}"))
+    words = "Test rows on which the final model is most certainly wrong. Some of their labels may be wrong instead."
+    if worst and worst[0]["confidence"] is None:
+        words = "Test rows on which the final model is farthest off."
+    return [paragraph(words, "soft"), card_list(rows, cards)] if rows else []
+
+
+# classes, errors of values and columns --------------------------------------------------------------------------------
+
+
+def classes(result: Mapping[str, Any]) -> list[str]:
+    """Precision and recall of each class, and which class is taken for which."""
+    found, errors = result.get("breakdown", {}), result.get("label_errors") or {}
+    by_class = found.get("by_class", [])
+    if not by_class:
+        return []
+    given = errors.get("matrix", {})
+    doubted = dict(
+        zip(given.get("classes", []), map(_doubted, given.get("counts", []), range(MATRIX + 1)), strict=False)
+    )
+    head = ("class", "test rows", "precision", "recall", *(("labels that look wrong",) if doubted else ()))
+    lines = [
+        [
+            one["name"], f"{one['rows']:,}", _share(one["precision"]), _share(one["recall"]),
+            *((doubted.get(one["name"], "-"),) if doubted else ()),
+        ]
+        for one in by_class
+    ]  # fmt: skip
+    parts = [table(head, lines)]
+    parts.append(
+        paragraph(
+            "Precision: of the rows that the model calls so, the share that are. Recall: of the rows that are so, the "
+            "share that the model finds. A dash: no such row.", "soft",
+        )
+    )  # fmt: skip
+    names = [one["name"] for one in by_class]
+    if found.get("confusion") and len(result["data"]["classes"]) == len(found["confusion"]):
+        parts.append(matrix(found["confusion"], result["data"]["classes"], "label", "predicted"))
+        parts.append(
+            paragraph("Test rows by label (down) and prediction (across); a frame marks the right ones.", "soft")
+        )
+    elif found.get("confused"):
+        rows = [(one["label"], one["predicted"], f"{one['rows']:,}") for one in found["confused"]]
+        parts.append(table(("label", "taken for", "test rows"), rows))
+    if given.get("counts"):
+        parts.append(matrix(given["counts"], given["classes"], "given", "suggested"))
+        parts.append(
+            paragraph("All examined rows by given label (down) and the label that is suggested (across).", "soft")
+        )
+    return parts if names else []
+
+
+def _doubted(counts: Sequence[int], place: int) -> str:
+    """The share of a class's labels for which another class is suggested."""
+    return _share(1 - counts[place] / sum(counts)) if sum(counts) else "-"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def errors_of_values(result: Mapping[str, Any]) -> list[str]:
+    """The errors of the final model by its prediction."""
+    points = result.get("predicted") or {}
+    if not points:
+        return []
+    name = list(points)[-1]
+    drawing = residuals(points[name], "errors by prediction")
+    caption = (
+        f"{name}, on up to 300 test rows: a cloud around the line at zero is what to hope for; a slope or a fan is not."
+    )
+    return [figure(drawing, caption)]
+
+
+def importance(result: Mapping[str, Any]) -> list[str]:
+    """What the final model loses where a column is shuffled."""
+    columns = result.get("importance", [])
+    if not columns:
+        return []
+    points = "accuracy" in result["test"]
+    scale, unit = (100.0, "points of accuracy") if points else (1.0, "of the RMSE")
+    shown = [
+        (
+            one["name"],
+            max(0.0, one["mean"]),
+            f"{scale * one['mean']:.3g} ± {scale * one['deviation']:.2g} {unit} worse without it",
+        )
+        if one["mean"] > 0
+        else (one["name"], 0.0, "no worse without it")
+        for one in columns[:20]
+    ]
+    caption = "How much worse the final model is on test rows with a column shuffled (permutation importance)."
+    rest = f" {len(columns) - 20} further columns matter less." if len(columns) > 20 else ""
+    return [figure(bars(shown, "importance of columns"), caption + rest)]
+
+
+def noisy_validation(result: Mapping[str, Any]) -> str:
+    """What wrong validation labels mean for the curves of a run; empty where few look wrong."""
+    errors = result.get("label_errors") or {}
+    split = errors.get("splits", {}).get("validation", {})
+    share = split["likely"] / split["examined"] if split.get("examined") else 0.0
+    if share < 0.02:
+        return ""
+    return (
+        f"About {100 * share:.0f} % of the validation labels look wrong, so a model that is always right would score "
+        f"about {100 * (1 - share):.0f} % here. A curve that falls at its end may be learning wrong labels: compare "
+        "curves, not levels."
+    )
