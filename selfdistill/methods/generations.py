@@ -247,9 +247,7 @@ def born_again(
     if not warm:
         return method
     if xi == 1.0:
-        raise RecipeError(
-            "a warm generation begins as its teacher, and with xi=1 nothing else teaches; give xi=0.5"
-        )
+        raise RecipeError("a warm generation begins as its teacher, and with xi=1 nothing else teaches; give xi=0.5")
     return replace(method, wrap_model=WarmGenerations())
 
 
