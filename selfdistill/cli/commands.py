@@ -37,7 +37,7 @@ from .options import (
     trust_option,
     update_options,
 )
-from .report import label_errors, label_next, report, theory, vitals
+from .report import label_errors, label_next, report, review, theory, vitals
 
 if TYPE_CHECKING:
     from ..experiments.run import Run
@@ -453,6 +453,7 @@ main.add_command(report)
 main.add_command(vitals)
 main.add_command(label_errors)
 main.add_command(label_next)
+main.add_command(review)
 main.add_command(theory)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ..data.row_cards import RowCard
+from ..data.row_cards import SIDE, RowCard
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import label_errors
 from ..evaluation.label_next import Committee
@@ -213,8 +213,10 @@ class TaskType(Protocol):
         """
         return label_errors.read_label_errors(folder, top)
 
-    def row_cards(self, request: Request, data: Any, ids: Sequence[int]) -> dict[int, RowCard]:
-        """What a person sees of rows of the data of a request, by their sample id; nothing of data without rows."""
+    def row_cards(self, request: Request, data: Any, ids: Sequence[int], side: int = SIDE) -> dict[int, RowCard]:
+        """What a person sees of rows of the data of a request, by their sample id; nothing of data without rows.
+
+        ``side`` is the largest side of a picture, in pixels."""
         return {}
 
     def committee(self, folder: Path, request: Request) -> Committee:
