@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ from .report import label_errors, label_next, report, review, theory, vitals
 
 if TYPE_CHECKING:
     from ..experiments.run import Run
+    from ..io.run_record import Request
     from ..training.task_type import TaskType
 
 MAIN_EXAMPLES = """\b
@@ -170,11 +172,7 @@ def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **opti
     --target. Such a run has no scores. Another run can start from its weights with --init.
     """
     announce_default_data(quiet)
-    if product is not None:
-        if options["method"] is not None:
-            raise RecipeError("--product is of auto(), and --method names a recipe; leave one of the two out")
-        options["method"] = f"auto(product={product!r})"
-    _begin(options, out, as_json, quiet)
+    _begin(options, out, as_json, quiet, product)
 
 
 @main.command(cls=ThemedHelp)
@@ -236,13 +234,36 @@ def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     _execute(Run.open(run_folder), as_json, quiet)
 
 
-def _begin(options: dict[str, Any], out: str | None, as_json: bool, quiet: bool) -> None:
+def _begin(options: dict[str, Any], out: str | None, as_json: bool, quiet: bool, product: str | None = None) -> None:
     """Execute the run that the options of a command ask for."""
     from ..experiments.run import Run
     from ..io.run_record import Request
 
     training = training_settings(options)
-    _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
+    request = Request(**options, training=training)
+    _execute(Run.create(request if product is None else _with_product(request, product), out), as_json, quiet)
+
+
+def _with_product(request: Request, product: str) -> Request:
+    """The request with the product that ``auto()`` is to hand over.
+
+    Raises:
+        RecipeError: the request names a recipe, or is not for tables.
+    """
+    from ..experiments.task_types import TASK_TYPES
+    from ..io.expressions import foreign_arguments
+    from ..methods.prior import auto
+    from ..methods.registry import AUTO
+
+    if request.method is not None:
+        raise RecipeError("--product is of auto(), and --method names a recipe; leave one of the two out")
+    task, method = TASK_TYPES.of_request(request), f"{AUTO}(product={product!r})"
+    if foreign_arguments(method, task.recipes().get(AUTO, auto)):
+        what = task.title.removeprefix("For ")
+        raise RecipeError(
+            f"--product is for tables by learners of scikit-learn, and this run is for {what}; leave it out"
+        )
+    return replace(request, method=method)
 
 
 def _execute(run: Run, as_json: bool, quiet: bool) -> None:

@@ -25,7 +25,7 @@ from ..io.run_record import Request, read_record
 from ..losses.distributions import UNKNOWN
 from ..methods import Recipe
 from ..methods.controls import plain
-from ..methods.prior import read_auto
+from ..methods.prior import read_most
 from ..methods.registry import is_auto, read_method
 from ..models import store
 from ..models.growth import GrownBuild, Padded, grown
@@ -194,7 +194,7 @@ def shortlisted_stream(ready: NetworkRun) -> AutoStreamRun:
         raise DataError(f"auto() chooses on validation rows, and {ready.data.name} has none; give --method 'der_pp()'")
     runs = [
         StreamRun(**{**vars(ready), "expression": expression, "method": read_method(expression)})
-        for expression in STREAMS[: read_auto(ready.expression).most]
+        for expression in STREAMS[: read_most(ready.expression)]
     ]
     return AutoStreamRun(**vars(ready), candidates=runs)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..core.objective import Method
 from ..core.parts import Loss, PerView, Term
 from ..errors import RecipeError
 from ..io.expressions import Count, NonNegative, Positive, Share, Size
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
-from ..models.peers import JointGenerations
+from ..models.peers import JointGenerations, WarmGenerations
 from ..schedules import AtLast, ByCycle, ByGeneration
 from ..teachers import Extrapolated, Generation, GenerationEnsemble, Labels, Members, Snapshot
 from ..teachers.self_training import InheritedPseudoLabels
@@ -210,7 +212,9 @@ def _generations(generations: int, xi: float, loss: Loss) -> Method:
     )
 
 
-def born_again(generations: Count = 2, xi: float = 1.0, temperature: Positive = 1.0, loss: str = "kl") -> Method:
+def born_again(
+    generations: Count = 2, xi: float = 1.0, temperature: Positive = 1.0, loss: str = "kl", warm: bool = False
+) -> Method:
     """Born-again networks: every generation is initialised anew and imitates the one before it.
 
     Equation::
@@ -225,6 +229,8 @@ def born_again(generations: Count = 2, xi: float = 1.0, temperature: Positive = 
         xi: Share of the last generation's prediction in the target, in [0, 1]; the label has the rest.
         temperature: Temperature of both sides, above 0.
         loss: Distance from the last generation, 'kl' or 'ce'.
+        warm: Begin a generation with the weights of the last one, not with new ones. It then begins in agreement with
+            its teacher, so that with xi = 1 there is nothing to learn; give xi below 1.
 
     Returns:
         The method, with the terms ``label`` and ``past``.
@@ -237,7 +243,8 @@ def born_again(generations: Count = 2, xi: float = 1.0, temperature: Positive = 
     losses: dict[str, Loss] = {"kl": KL(temperature), "ce": CrossEntropy(temperature)}
     if loss not in losses:
         raise RecipeError(f"born_again compares by loss='kl' or loss='ce', not {loss!r}")
-    return _generations(generations, xi, losses[loss])
+    method = _generations(generations, xi, losses[loss])
+    return replace(method, wrap_model=WarmGenerations()) if warm else method
 
 
 def tf_kd(alpha: Share = 0.95, temperature: Positive = 6.0) -> Method:
@@ -299,8 +306,9 @@ def mixed(xi: float = 0.5, generations: Count = 2) -> Method:
 
 
 def self_training(
-    generations: Count = 11, keep: str = "accumulate", hard: bool = False, fresh: Size = 120, weight: NonNegative = 1.0
-) -> Method:
+    generations: Count = 11, keep: str = "accumulate", hard: bool = False, fresh: Size = 120, weight: NonNegative = 1.0,
+    augment: str = "default",
+) -> Method:  # fmt: skip
     """Repeated self-training: each generation starts afresh and learns pseudo-labels of the last accepted one.
 
     Equation::
@@ -321,6 +329,7 @@ def self_training(
         hard: Whether a pseudo-label is the best class; otherwise the probabilities.
         fresh: Number of new rows that each generation labels, 1 or more.
         weight: Weight w of pseudo-labelled rows, 0 or more.
+        augment: Augmentation of all rows: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``pseudo``.
@@ -341,6 +350,6 @@ def self_training(
                 InheritedPseudoLabels(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()
             ),
         },
-        views=Views((View("x", "chosen"),)),
+        views=Views((View("x", "chosen", augment),)),
         generations=generations,
     )

@@ -157,9 +157,14 @@ class LinearProbe(Callback):
 
 
 class FreshStart(Callback):
-    """Warns if a generation begins as an earlier one did, and refuses one that begins with its final weights."""
+    """Warns if a generation begins as an earlier one did, and refuses one that begins with its final weights.
+
+    A method that starts warm does so by choice.
+    """
 
     def on_model(self, state: RunState) -> None:
+        if (wrapper := state.method.wrap_model) is not None and wrapper.warm:
+            return
         digests = [(result.start, digest(result.weights)) for result in state.generations]
         warning = fresh_start(state.start, digests)
         if warning and state.settings.vitals:
