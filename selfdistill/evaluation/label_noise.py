@@ -199,7 +199,7 @@ def _classes(hot: Floats, q: Floats, random: np.random.Generator) -> LabelNoise:
     power = float(POWERS[best])
     p = calibrate(q, power)
     matrices, _ = _maximise(p, hot, fits[best][0], STEPS if len(part) < rows else 1)
-    posterior = _expect(p, hot, matrices)[0]
+    posterior = _expect(p, hot, (matrices + _even(matrices)) / 2)[0]
     posterior /= posterior.sum(axis=1, keepdims=True)
     given = hot.sum(axis=1)
     given /= given.sum(axis=1, keepdims=True)
@@ -221,6 +221,16 @@ def _classes(hot: Floats, q: Floats, random: np.random.Generator) -> LabelNoise:
         scores, posterior.argmax(axis=1), _interval(float(mean), means), (matrices * weights).sum(axis=0),
         (draws_ * weights).sum(axis=1), power, agreement,
     )  # fmt: skip
+
+
+def _even(matrices: Floats) -> Floats:
+    """As much noise (annotators, classes, classes), of all classes alike: a pair of classes without any confusion so far
+    may yet have one."""
+    classes = matrices.shape[2]
+    noise = 1.0 - np.einsum("azz->a", matrices)[:, None, None] / classes
+    off = 1.0 - np.eye(classes)
+    even: Floats = (1.0 - noise) * np.eye(classes) + noise * off / max(1, classes - 1)
+    return even
 
 
 def given_rows(hot: Floats) -> Floats:
