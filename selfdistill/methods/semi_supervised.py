@@ -125,6 +125,7 @@ def ups(
     passes: Count = 10,
     balanced: Extras = 6,
     fewest: Extras = 25,
+    augment: str = "default",
 ) -> Method:
     """Uncertainty-aware pseudo-labels: dropout passes decide which classes a row certainly has or has not.
 
@@ -146,6 +147,7 @@ def ups(
         balanced: Number of generations, from the first with pseudo-labels on, in which every class has as many as the
             smallest one, 0 or more.
         fewest: Number of pseudo-labels that a class keeps however few another one has, 0 or more.
+        augment: Augmentation of all rows: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``excluded``.
@@ -166,7 +168,7 @@ def ups(
             "label": Term(CertainLabels(*thresholds), CrossEntropy()),
             "excluded": Term(CertainLabels(*thresholds, excludes=True), Excluding()),
         },
-        views=Views((View("x", "union"),)),
+        views=Views((View("x", "union", augment),)),
         generations=generations,
     )
 
@@ -217,7 +219,7 @@ def pi_model(
 
 def vat(
     size: float = 8.0, weight: NonNegative = 1.0, iterations: Count = 1, entropy: float = 0.0,
-    ratio: Ratio | None = None, ramp: Share = 0.4,
+    ratio: Ratio | None = None, ramp: Share = 0.4, labelled: str = "default", unlabelled: str = "default",
 ) -> Method:  # fmt: skip
     """Virtual adversarial training: predictions stay the same under the small perturbation that changes them most.
 
@@ -236,6 +238,8 @@ def vat(
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 4 in a run of
             48,000 steps and fewer in a shorter one.
         ramp: Share of a short run in which the weight rises, in [0, 1]; it shrinks to 0 at 48,000 steps.
+        labelled, unlabelled: Augmentation of labelled and of unlabelled rows: 'default' (as the data), 'none', 'weak',
+            'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``adversarial``.
@@ -257,7 +261,8 @@ def vat(
     if entropy:
         terms["entropy"] = Term(CurrentStudent(), Entropy(), view="unlabelled", weight=risen(entropy, ramp, VAT))
     several = BudgetRatio(4.0, VAT) if ratio is None else ratio
-    return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), several))
+    rows = View("labelled", "labelled", labelled), View("unlabelled", "unlabelled", unlabelled)
+    return Method(terms, views=Views(rows, several))
 
 
 def uda(
@@ -383,8 +388,9 @@ def meta_pseudo_labels(
 
 
 def pseudo_label(
-    weight: NonNegative = 3.0, start: float = 0.1, end: float = 0.6, ratio: Ratio | None = None, confidence: Share = 0.0
-) -> Method:
+    weight: NonNegative = 3.0, start: float = 0.1, end: float = 0.6, ratio: Ratio | None = None,
+    confidence: Share = 0.0, labelled: str = "default", unlabelled: str = "default",
+) -> Method:  # fmt: skip
     """Pseudo-label: the model's own best class is the label of an unlabelled row, with a weight that rises.
 
     Equation::
@@ -399,6 +405,8 @@ def pseudo_label(
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 8 in a run of
             2^20 steps and fewer in a shorter one.
         confidence: Threshold c of the pseudo-labels, in [0, 1]; 0 takes all.
+        labelled, unlabelled: Augmentation of labelled and of unlabelled rows: 'default' (as the data), 'none', 'weak',
+            'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``pseudo``.
@@ -415,12 +423,13 @@ def pseudo_label(
     Rise(peak=3.0, share=0.6, start=0.1)
     """
     gate, hard = Confident(confidence), CrossEntropy(hard=True)
+    rows = View("labelled", "labelled", labelled), View("unlabelled", "unlabelled", unlabelled)
     return Method(
         {
             "label": supervised("labelled"),
             "pseudo": Term(CurrentStudent(), hard, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
-        views=Views((View("labelled"), View("unlabelled", "unlabelled")), BudgetRatio(8.0) if ratio is None else ratio),
+        views=Views(rows, BudgetRatio(8.0) if ratio is None else ratio),
         least=LeastSteps("pseudo_label", 1000),
     )
 
@@ -511,7 +520,9 @@ def noisy_student(
     )
 
 
-def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, confidence: Share = 0.0) -> Method:
+def curriculum(
+    stages: Count = 5, balanced: bool = True, hard: bool = True, confidence: Share = 0.0, augment: str = "default"
+) -> Method:
     """Curriculum labelling: each stage starts afresh with more of the pseudo-labels, the most confident first.
 
     Equation::
@@ -527,6 +538,7 @@ def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, conf
         balanced: Whether as many rows of each class are chosen.
         hard: Whether a pseudo-label is the best class; otherwise the probabilities.
         confidence: Least probability c of a pseudo-label's class, in [0, 1].
+        augment: Augmentation of all rows: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the term ``label``.
@@ -545,6 +557,6 @@ def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, conf
     teacher = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
         {"label": Term(teacher, CrossEntropy())},
-        views=Views((View("x", "union"),)),
+        views=Views((View("x", "union", augment),)),
         generations=stages + 1,
     )
