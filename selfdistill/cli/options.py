@@ -508,10 +508,28 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 TRAINING = (
-    "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
-    "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "vitals",
-    "cache", "memory_dtype", "memory_top", "save_seconds", "save_steps",
-)  # fmt: skip
+    "lr",
+    "weight_decay",
+    "optimizer",
+    "schedule",
+    "clip",
+    "accumulate",
+    "precision",
+    "compile",
+    "parallel",
+    "audit",
+    "audit_level",
+    "audit_delta",
+    "audit_measure",
+    "audit_epochs",
+    "patience",
+    "vitals",
+    "cache",
+    "memory_dtype",
+    "memory_top",
+    "save_seconds",
+    "save_steps",
+)
 
 
 def refuse_two_lengths(steps: int | None, epochs: int | None) -> None:
