@@ -61,7 +61,7 @@ class Page:
     def wait(self, script: str, seconds: float = 10.0) -> None:
         """Wait until an expression holds."""
         end = time.monotonic() + seconds
-        while not self.evaluate(script):
+        while not self.evaluate(f"!!({script})"):
             assert time.monotonic() < end, f"never: {script}"
             time.sleep(0.02)
 
@@ -77,7 +77,7 @@ class Page:
         """A key, as a person presses it."""
         named = {"ArrowRight": 39, "ArrowLeft": 37, " ": 32, "Enter": 13}
         code = named.get(key, ord(key[0].upper()))
-        text = key if len(key) == 1 else ""
+        text = key if len(key) == 1 else "\r" if key == "Enter" else ""
         for kind in ("keyDown", "keyUp"):
             more = {"text": text} if kind == "keyDown" and text else {}
             self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)

@@ -310,7 +310,8 @@ def _initial_models(method: Method, building: Any, generations: list[Any]) -> li
     starts = []
     for g, generation in enumerate(generations):
         torch.manual_seed(rng.seed(0, "init", g))
-        model = factory()
-        assert digest(model.state_dict()) == generation.start
-        starts.append(model)
+        starts.append(factory())
+        warm = g and method.wrap_model and method.wrap_model.warm
+        start = generations[g - 1].weights if warm else starts[-1].state_dict()
+        assert digest(start) == generation.start
     return starts

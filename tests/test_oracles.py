@@ -30,7 +30,7 @@ LOSS, WEIGHT = 1e-6, 1e-6  # absolute; relative for what is larger than one
 # Another setting of a recipe, in which every argument counts within two epochs of a tiny model. A recipe that is
 # not here takes OTHER of its oracle's module or, without one, `changed`.
 OTHER: dict[str, dict[str, Any]] = {
-    "born_again": {"generations": 3, "xi": 0.6, "temperature": 2.0, "loss": "ce"},
+    "born_again": {"generations": 3, "xi": 0.6, "temperature": 2.0, "loss": "ce", "warm": True},
     "byot": {"alpha": 0.5, "temperature": 2.0, "feature": 0.2},
     "cs_kd": {"weight": 2.0, "temperature": 2.0},
     "curriculum": {"stages": 2, "balanced": False, "hard": False, "confidence": 0.36},

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +37,11 @@ from .options import (
     trust_option,
     update_options,
 )
-from .report import label_errors, label_next, report, theory, vitals
+from .report import label_errors, label_next, report, review, theory, vitals
 
 if TYPE_CHECKING:
     from ..experiments.run import Run
+    from ..io.run_record import Request
     from ..training.task_type import TaskType
 
 MAIN_EXAMPLES = """\b
@@ -119,6 +121,12 @@ def main() -> None:
     help="Largest share of the trainings that only try something out, of auto() and --search [default: try all].",
 )
 @click.option(
+    "--refit",
+    type=click.Choice(["all"]),
+    help="Train the final model once more, on all labelled rows: those of the validation and test split too. The "
+    "scores are of the model before.",
+)
+@click.option(
     "--product",
     type=click.Choice(["best", "single", "stack"]),
     help="Tables: what auto() hands over: the best on rows held out, one student of the stack, or the stack itself "
@@ -164,11 +172,7 @@ def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **opti
     --target. Such a run has no scores. Another run can start from its weights with --init.
     """
     announce_default_data(quiet)
-    if product is not None:
-        if options["method"] is not None:
-            raise RecipeError("--product is of auto(), and --method names a recipe; leave one of the two out")
-        options["method"] = f"auto(product={product!r})"
-    _begin(options, out, as_json, quiet)
+    _begin(options, out, as_json, quiet, product)
 
 
 @main.command(cls=ThemedHelp)
@@ -230,13 +234,36 @@ def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     _execute(Run.open(run_folder), as_json, quiet)
 
 
-def _begin(options: dict[str, Any], out: str | None, as_json: bool, quiet: bool) -> None:
+def _begin(options: dict[str, Any], out: str | None, as_json: bool, quiet: bool, product: str | None = None) -> None:
     """Execute the run that the options of a command ask for."""
     from ..experiments.run import Run
     from ..io.run_record import Request
 
     training = training_settings(options)
-    _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
+    request = Request(**options, training=training)
+    _execute(Run.create(request if product is None else _with_product(request, product), out), as_json, quiet)
+
+
+def _with_product(request: Request, product: str) -> Request:
+    """The request with the product that ``auto()`` is to hand over.
+
+    Raises:
+        RecipeError: the request names a recipe, or is not for tables.
+    """
+    from ..experiments.task_types import TASK_TYPES
+    from ..io.expressions import foreign_arguments
+    from ..methods.prior import auto
+    from ..methods.registry import AUTO
+
+    if request.method is not None:
+        raise RecipeError("--product is of auto(), and --method names a recipe; leave one of the two out")
+    task, method = TASK_TYPES.of_request(request), f"{AUTO}(product={product!r})"
+    if foreign_arguments(method, task.recipes().get(AUTO, auto)):
+        what = task.title.removeprefix("For ")
+        raise RecipeError(
+            f"--product is for tables by learners of scikit-learn, and this run is for {what}; leave it out"
+        )
+    return replace(request, method=method)
 
 
 def _execute(run: Run, as_json: bool, quiet: bool) -> None:
@@ -426,6 +453,7 @@ main.add_command(report)
 main.add_command(vitals)
 main.add_command(label_errors)
 main.add_command(label_next)
+main.add_command(review)
 main.add_command(theory)
 
 

@@ -120,7 +120,7 @@ def label_options(context: click.Context, values: tuple[str, ...]) -> int | None
 THEMES = {
     "Main options": "target text unlabelled test labels groups model method steps budget seed out",
     "Data and splits": "columns time validation label_noise image_size augment tasks order domains leave_out verify",
-    "Method and what it is compared with": "control product search trials explore init targets memory warm",
+    "Method and what it is compared with": "control product refit search trials explore init targets memory warm",
     "Training": (
         "epochs batch_size lr weight_decay optimizer schedule clip accumulate precision compile device "
         "parallel save_seconds save_steps cache memory_dtype memory_top vitals"

@@ -1,4 +1,4 @@
-"""``selfdistill report``, ``vitals``, ``label-errors``, ``label-next``: results and next labels of a finished run.
+"""``selfdistill report``, ``vitals``, ``label-errors``, ``review``, ``label-next``: results and labels of a run.
 
 ``selfdistill theory``: every identity of the theory with its largest deviation from a reference of its own.
 """
@@ -110,6 +110,45 @@ def label_next(
         return
     echo(proposal_text(summary))
     echo(f"File: {summary['file']}. Fill in its column decision, then train by `selfdistill run DATA --labels FILE`.")
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option("--out", metavar="FILE", help="File of decisions [default: decisions.csv in RUN].")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The N most doubtful labels [default: those that look wrong].",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port [default: a free one].")
+@click.option("--no-open", is_flag=True, help="Print the address, and open no browser.")
+@raw_csv_option
+@trust_option
+@one_line_errors
+def review(run_folder: str, out: str | None, top: int | None, port: int, no_open: bool, raw_csv: bool) -> None:
+    """Look at the labels of RUN that look wrong, on a local page that the keyboard drives.
+
+    Keys: a accepts the suggestion, k or the space bar keeps the label, s skips the row, d drops it, a number chooses a
+    class, / writes another label, u undoes, the arrows move. Every decision is written into the file at once; then
+    train on it: `selfdistill run DATA --labels FILE`. Given again, the command goes on where it was left. Rows that
+    `label-next` proposed come last. The page is served to this machine only, and nothing leaves it; from another one
+    use `ssh -L N:127.0.0.1:N` and --port N.
+    """
+    import webbrowser
+
+    from ..experiments.folder import locked
+    from ..experiments.run import Run
+    from ..report.review import serve
+
+    run = Run.open(run_folder)
+    with locked(run.folder, "a run or a review goes on in it; wait for it or end it"):
+        found = run.review(out, top=top, raw_csv=raw_csv)
+        if not found.rows:
+            echo("No training or validation label looks wrong; --top 20 shows the most doubtful ones")
+            return
+        echo(serve(found, port, lambda line: echo(line, err=True), None if no_open else webbrowser.open))
+    echo(f"File: {found.path}. Train on it by `{found.command}`.")
 
 
 @click.command()

@@ -37,7 +37,7 @@ from ..io.expressions import expression_name, one_line
 from ..io.files import csv_text, remove_unfinished
 from ..io.run_record import Request, read_record
 from ..io.tensors import canonical
-from ..methods.prior import read_auto
+from ..methods.prior import read_most
 from ..methods.registry import is_auto
 from ..training import budget
 from ..training.fit import choose_device
@@ -342,7 +342,7 @@ def shortlisted(request: Request) -> AutoControlRun:
     """The run of ``auto()``: a restart, and the recipes that the request has a teacher for; else those without one."""
     refuse_budget(request.budget)
     taught = TAUGHT if request.teacher is not None else SEEING if request.sees is not None else ALONE
-    most = read_auto(request.method or "auto()").most
+    most = read_most(request.method)
     runs = [_candidate(request, expression) for expression in (RESTARTED, *taught)[:most]]
     names = [one.expression for one in runs]
     chooses = f"the mean return of {request.episodes or AUDITED} audit episodes, the same for all"

@@ -80,6 +80,11 @@ class ModelWrapper:
         return 1
 
     @property
+    def warm(self) -> bool:
+        """Whether a generation begins with the weights of the last one that was accepted."""
+        return False
+
+    @property
     def maps(self) -> bool:
         return False
 

@@ -28,7 +28,7 @@ from .image_store import ImageStore
 from .table_files import read_table
 
 FILE = "cards.json"  # in a run folder
-SIDE = 96  # pixels of a thumbnail at most
+SIDE, LARGE = 96, 384  # pixels of a thumbnail at most, and of a picture that is looked at alone
 SMALL = 48  # pixels of an image that is kept exactly
 CELLS, CELL, TEXT = 30, 80, 2000  # cells of a card; characters of a cell, and of a text
 LARGEST = 100_000_000  # bytes of a table that is read again for cards
@@ -44,7 +44,7 @@ class RowCard(NamedTuple):
 
 
 def picture_cards(
-    x: Tensor | ImageStore, names: Sequence[str], ids: Sequence[int], white: int = 255
+    x: Tensor | ImageStore, names: Sequence[str], ids: Sequence[int], white: int = 255, side: int = SIDE
 ) -> dict[int, RowCard]:
     """Cards of images, by their row: from their files where these are there, else from the pixels that were read.
 
@@ -53,6 +53,7 @@ def picture_cards(
         names: the file of each row, if they are files.
         ids: the rows.
         white: the pixel value that stands for 1.
+        side: the largest side of a picture, in pixels.
 
     >>> cards = picture_cards(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), (), [0])
     >>> cards[0].picture[:26]
@@ -63,7 +64,7 @@ def picture_cards(
         source = x.sources[row] if isinstance(x, ImageStore) else None
         if source is None and names and Path(names[row]).is_file():
             source = images.image_file(Path(names[row]))
-        picture = _thumbnail(source) if source is not None else ""
+        picture = _thumbnail(source, side) if source is not None else ""
         if not picture and isinstance(x, Tensor):
             pixels = x[row].float() / (white if x.dtype == torch.uint8 else 1)
             picture = _png((255 * pixels).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
@@ -71,7 +72,7 @@ def picture_cards(
     return cards
 
 
-def _thumbnail(source: image_store.Source) -> str:
+def _thumbnail(source: image_store.Source, side: int) -> str:
     """A small picture of an image file; empty where it can no longer be read."""
     try:
         image = image_store.decode(source).image
@@ -79,7 +80,7 @@ def _thumbnail(source: image_store.Source) -> str:
         return ""
     if max(image.size) <= SMALL:
         return _png(np.asarray(image))
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((side, side))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return PICTURE[1] + base64.b64encode(file.getvalue()).decode()

@@ -281,6 +281,7 @@ class AutoDistillation(BaseSelfDistillation):
         cache = TrainingCache(progress, f"{ALONE} on all rows")
         self.estimator_ = train(targets, 0, own, alone, targets.encode(table.y), table.weights, cache)
         self.alone_, self.product_ = self.estimator_, ALONE
+        self.trainings_ = 1
         self.generation_, self.candidates_ = 0, [Candidate(ALONE, "on the labels", None, None, None, "product").row()]
         self.why_ = f"{len(table.y)} labelled rows, or the budget, are too few to hold some out"
         self.verdict_ = f"nothing was tried: {self.why_}; {ALONE} is the final model"
@@ -359,6 +360,8 @@ class AutoDistillation(BaseSelfDistillation):
             fitted = 0 if choice is alone else len(trial.learners)  # weights were fitted to these rows
             self.residuals_ = (trial.folds.y - judged.prediction) * np.sqrt(1.0 + fitted / len(trial.folds.y))
             self.alone_residuals_ = trial.folds.y - alone.prediction
+        members = 0 if choice is alone else len(self.teacher_.members)
+        self.trainings_ = max(1, members + (model is not self.teacher_ and choice is not alone))  # of the product alone
         decision = Decision(1, choice is not alone, self.verdict_)
         self.history_ = [
             self._line(0, f"{ALONE} learns the labels", _audited_loss(trial, alone), None),

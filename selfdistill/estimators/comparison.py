@@ -40,9 +40,15 @@ from .tables import stack
 from .wrappers import FrameEncoder, MeanEnsemble, innermost, seeded_clone
 
 METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING, STACK, PICKED, CATBOOST = (
-    "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training", "learner stack",
-    "learner picked", "learner catboost",
-)  # fmt: skip
+    "learner method",
+    "learner tuned",
+    "learner bagged",
+    "learner mean",
+    "learner self-training",
+    "learner stack",
+    "learner picked",
+    "learner catboost",
+)
 
 
 ALONE, PEER = "learner alone", "learner peer"

@@ -391,6 +391,9 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
         result = _result(run, model, alone, max(1, done[0]), seconds)
         if automatic:
             result |= _tried(run, model, result)
+        if run.request.refit:
+            model = _refit(run, result)
+        if automatic:
             model.forget()
     place = folder / "model"
     place.mkdir(exist_ok=True)
@@ -399,6 +402,24 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
     frames.write_card(data, place, method=run.expression, model=run.build, half=half, coverage=COVERAGE)
     shutil.rmtree(folder / "fits", ignore_errors=True)
     return result
+
+
+def _refit(run: TableRun, result: dict[str, Any]) -> Any:
+    """The method fitted once more on every labelled row, which makes its choices anew."""
+    import pandas as pd
+
+    teaching, test = run.data.parts["labelled"], run.data.parts["test"]
+    ids = np.concatenate([teaching.ids, test.ids])
+    order = np.argsort(ids)
+    labelled = SplitRows(ids[order], pd.concat([teaching.features, test.features]).iloc[order])
+    none = SplitRows(test.ids[:0], test.features[:0])
+    again = replace(run, data=replace(run.data, parts={**run.data.parts, "labelled": labelled, "test": none}))
+    result["refit"] = {
+        "rows": len(ids),
+        "about": f"the final model was fitted again on all {len(ids):,} labelled rows; the scores are of the model "
+        "before, which learnt from the training split alone",
+    }
+    return fit(again, again.estimator(int(run.settings["seed"])))
 
 
 def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: float) -> dict[str, Any]:

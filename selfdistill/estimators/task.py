@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import sources
 from ..data.frames import Frame
-from ..data.row_cards import RowCard, table_cards
+from ..data.row_cards import SIDE, RowCard, table_cards
 from ..data.table_files import SHOWN, is_table
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.label_errors import read_conflicts
@@ -125,7 +125,7 @@ class TableTaskType(TaskType):
             return conflicts
         raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
 
-    def row_cards(self, request: Request, data: Frame, ids: Sequence[int]) -> dict[int, RowCard]:
+    def row_cards(self, request: Request, data: Frame, ids: Sequence[int], side: int = SIDE) -> dict[int, RowCard]:
         """The cells of rows."""
         return table_cards(request.data, data.row_names.counts, ids, target=request.target)
 

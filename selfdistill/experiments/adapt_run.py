@@ -31,10 +31,29 @@ from .stream_run import SequenceTaskType, check_recipe, read_base
 
 #: options of a run that an adaptation has no use for
 _FIXED = (
-    "text", "unlabelled", "labels", "label_noise", "image_size", "model", "init", "audit_folds", "targets", "tasks",
-    "keep", "checker", "skip_long", "lora", "max_tokens", "checkpointing", "columns", "groups", "time", "validation",
+    "text",
+    "unlabelled",
+    "labels",
+    "label_noise",
+    "image_size",
+    "model",
+    "init",
+    "audit_folds",
+    "refit",
+    "targets",
+    "tasks",
+    "keep",
+    "checker",
+    "skip_long",
+    "lora",
+    "max_tokens",
+    "checkpointing",
+    "columns",
+    "groups",
+    "time",
+    "validation",
     "update",
-)  # fmt: skip
+)
 
 
 VERIFY = 1 / 3  # of the rows of a domain: so many labelled ones at most verify, and never teach

@@ -71,7 +71,7 @@ from ..teachers.generations import ensemble_teacher
 from ..training import budget, callbacks, reservoir, threads
 from ..training.budget import most_trials
 from ..training.comparison import ignore
-from ..training.cross_fitting import all_labels, crossfit, train_without_fold
+from ..training.cross_fitting import all_labels, crossfit, every_label, train_without_fold
 from ..training.fit import Result, fit, step_cost
 from ..training.shortlist import WORDS, Choice, Trial, candidate_folder, copy_log, foreword, try_each, visible
 from ..training.state import GenerationResult
@@ -252,13 +252,21 @@ class NetworkRun:
         taught = len(self.data.labelled) > 0
         beside = request.control and self.method != plain() and taught
         ready, folds = self, None
-        budget.expect(1 + (request.audit_folds or 0), self._control_cost if beside else None)
+        budget.expect(1 + (request.audit_folds or 0) + bool(request.refit), self._control_cost if beside else None)
         if request.audit_folds is not None:
             folds = crossfit(
-                self.build, self.data, self.method, request.audit_folds, folder / "folds", control=beside,
-                device=request.device, make=listeners.progress, warn=listeners.warn, tell=listeners.tell,
+                self.build,
+                self.data,
+                self.method,
+                request.audit_folds,
+                folder / "folds",
+                control=beside,
+                device=request.device,
+                make=listeners.progress,
+                warn=listeners.warn,
+                tell=listeners.tell,
                 **self.settings,
-            )  # fmt: skip
+            )
             ready = replace(
                 self,
                 data=all_labels(self.data),
@@ -266,9 +274,17 @@ class NetworkRun:
                 settings={**self.settings, "audit": "off"},
             )
         trained = fit(
-            ready.build, ready.data, ready.method, out=folder, resume=True, device=request.device,
-            progress=listeners.progress(ready.expression), warn=listeners.warn, tell=listeners.tell, **ready.settings,
-        )  # fmt: skip
+            ready.build,
+            ready.data,
+            ready.method,
+            out=folder,
+            resume=True,
+            device=request.device,
+            progress=listeners.progress(ready.expression),
+            warn=listeners.warn,
+            tell=listeners.tell,
+            **ready.settings,
+        )
         control = ready._train_control(folder / "control", trained.steps, listeners) if beside else None
         for training in filter(None, (trained, control)):
             training.model.cpu()
@@ -277,11 +293,14 @@ class NetworkRun:
         result = ready._result(folder, trained, control, preferred)
         if folds:
             result["folds"] = folds.to_json()
+        final = control if control and preferred else trained
+        if request.refit:
+            final = ready._refit(folder, final, plain() if preferred else ready.method, result, listeners)
         if distributed.rank() == 0:
             if taught:
                 errors, result["label_errors"] = label_errors.score_labels(trained, ready.data)
                 label_errors.save(errors, folder, self.request.raw_csv)
-            ready._save_final_model(folder / "model", control if control and preferred else trained, result)
+            ready._save_final_model(folder / "model", final, result)
         return result
 
     def _train_control(self, folder: Path, steps: int, listeners: Listeners) -> Result:
@@ -302,12 +321,54 @@ class NetworkRun:
                 **settings,
             )
 
+    def _refit(
+        self,
+        folder: Path,
+        trained: Result,
+        method: Method,
+        result: dict[str, Any],
+        listeners: Listeners,
+        share: float = 1.0,
+    ) -> Result:
+        """Train once more on every labelled row, for as many passes over each; ``share`` is that of the epochs."""
+        data = every_label(self.data)
+        longer = share * len(data.labelled) / len(self.data.labelled)
+        steps = max(1, round(longer * trained.steps / len(trained.generations)))
+        result["refit"] = {
+            "rows": len(data.labelled),
+            "about": f"the final model was trained again on all {len(data.labelled):,} labelled rows; "
+            "the scores are of the model before, which learnt from the training split alone",
+        }
+        again = fit(
+            self.build,
+            data,
+            replace(method, generations=trained.final_generation + 1),
+            out=folder / "refit",
+            resume=True,
+            device=self.request.device,
+            progress=listeners.progress("the final model, on all labelled rows"),
+            warn=listeners.warn,
+            tell=listeners.tell,
+            **{**self.settings, "audit": "off", "steps": steps},
+        )
+        again.model.cpu()
+        return again
+
     def held_out(self, fold: int, folds: int, folder: Path, listeners: Listeners) -> HeldOut:
         """Train on all labelled rows but those of a fold, and score these."""
         loss, trained = train_without_fold(
-            self.build, self.data, self.method, fold, folds, folder, resume=True, device=self.request.device,
-            progress=listeners.progress(f"{self.expression}, fold {fold + 1}"), warn=ignore, **self.settings,
-        )  # fmt: skip
+            self.build,
+            self.data,
+            self.method,
+            fold,
+            folds,
+            folder,
+            resume=True,
+            device=self.request.device,
+            progress=listeners.progress(f"{self.expression}, fold {fold + 1}"),
+            warn=ignore,
+            **self.settings,
+        )
         return HeldOut(loss, trained.passes.cost(), trained.seconds)
 
     def _control_cost(self, meter: budget.Meter) -> budget.Expense:
@@ -457,7 +518,7 @@ class AutoRun(NetworkRun):
         if self.data.preprocessor is not None:
             tables.skops()
         self.candidates = self._affordable()
-        budget.expect(len(self.candidates) + (self.longer if self.longer > 1 else 0))
+        budget.expect(len(self.candidates) + (self.longer if self.longer > 1 else 0) + bool(self.request.refit))
 
         positions, whole = count(1), len(self.candidates) + (self.longer > 1)
 
@@ -486,10 +547,15 @@ class AutoRun(NetworkRun):
             **choice.spent(),
             "auto": choice.to_json(self.measure),
         }
+        final = trained
+        if self.request.refit:
+            last = trained.generations[-1]
+            share = (last.best_epoch + 1) / len(trained.history) if choice.winner.rows is not None else 1.0
+            final = ready._refit(folder, trained, ready.method, result, listeners, share)
         if distributed.rank() == 0:
             errors, result["label_errors"] = label_errors.score_labels(trained, self.data)
             label_errors.save(errors, folder, self.request.raw_csv)
-            ready._save_final_model(folder / "model", trained, result)
+            ready._save_final_model(folder / "model", final, result)
             self._show_logs(folder, ready.expression)
         return result
 
@@ -543,7 +609,7 @@ class AutoRun(NetworkRun):
         winner, meter = choice.winner, budget.active()
         if self.longer < 2 or winner.rows is not None:
             return
-        budget.expect(1)
+        budget.expect(1 + bool(self.request.refit))
         if meter is not None:
             twice = budget.Expense(2 * winner.seconds, 2 * winner.passes.cost())
             if not meter.steps.setdefault("longer", int(meter.affords(twice))):
@@ -743,6 +809,7 @@ def prepare(request: Request) -> NetworkRun:
     method = plain() if chooses else _read(expression)
     if request.targets is not None:
         method = _stored(method, request, data)
+    _refuse_following(request, method)
     data = with_clean_rows(data, method.views, request.seed)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
     spec = spec if spec is not None else warm_start.spec_of(request.init) if request.init else None
@@ -787,9 +854,15 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
     return method
 
 
+def _refuse_following(request: Request, method: Method) -> None:
+    """Thresholds follow validation rows, and a training on all labelled rows has none."""
+    if request.refit and callbacks.error_bounds_of(method):
+        raise DataError("max_error follows validation rows, and --refit learns from all of them; leave one of them out")
+
+
 def _refuse_judging(request: Request, data: Data) -> None:
     """What audits by labels has no meaning where there are none."""
-    for name in ("audit_folds", "audit_epochs", "audit_measure"):
+    for name in ("audit_folds", "audit_epochs", "audit_measure", "refit"):
         if getattr(request, name, None) is not None or dict(request.training).get(name) is not None:
             raise DataError(
                 f"{data.name}: no row has a label, and nothing audits; leave --{name.replace('_', '-')} out"

@@ -22,7 +22,7 @@ from ..core.parts import BaseTerm, Term
 from ..core.step import Forward, Passes
 from ..core.targets import Target
 from ..data.dataset import Data
-from ..data.row_cards import RowCard, picture_cards, table_cards
+from ..data.row_cards import SIDE, RowCard, picture_cards, table_cards
 from ..errors import RecipeError, SelfdistillError
 from ..evaluation import metrics
 from ..evaluation.audit import whole_classes
@@ -513,10 +513,10 @@ class NetworkTaskType(TaskType):
     def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Predictions:
         return predict_source(folder, source, exit_number)
 
-    def row_cards(self, request: Request, data: Data, ids: Sequence[int]) -> dict[int, RowCard]:
+    def row_cards(self, request: Request, data: Data, ids: Sequence[int], side: int = SIDE) -> dict[int, RowCard]:
         """Pictures of images, and texts and cells of tables."""
         if data.kind == "image":
-            return picture_cards(data.x, data.names, ids, data.white)
+            return picture_cards(data.x, data.names, ids, data.white, side)
         return table_cards(request.data, data.counts, ids, request.text, request.target)
 
     def committee(self, folder: Path, request: Request) -> Committee:

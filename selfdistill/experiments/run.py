@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ from ..models.peers import final_model
 from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
 from ..report import write as write_report
-from ..report.data_sections import shown_rows
+from ..report.data_sections import renamed, retraining, shown_rows
+from ..report.review import Review, ReviewRow
 from ..report.summary import exploration, model_card_text, readme
 from ..training import budget, threads
 from ..training.fit import choose_device, join
-from ..training.task_type import Listeners, PreparedRun, TaskType
+from ..training.task_type import Listeners, PreparedRun, TaskType, require_same_data
 from .folder import Folder, locked
 from .search import check_search, first_request, refuse_explore, search
 from .task_types import TASK_TYPES
@@ -289,6 +290,48 @@ class Run:
             made, summary = label_next.propose(committee, n, strategy, self.request.seed, max_error)
         decisions.write_decisions(path, label_next.merge(before, made), raw_csv)
         return {"run": str(self.folder), "file": str(path), "kept": sum(bool(d.decision) for d in before), **summary}
+
+    def review(self, out: str | Path | None = None, *, top: int | None = None, raw_csv: bool = False) -> Review:
+        """The labels that a person should look at, and the file that the decisions go into; see `report.review.serve`.
+
+        These are the training and validation labels that look wrong, and rows that `label_next` proposed.
+
+        Args:
+            out: The file of decisions [decisions.csv in the run folder]. Decisions in it stay.
+            top: The number of most doubtful rows, whether or not they look wrong.
+            raw_csv: Leave cells as they are that a spreadsheet takes for formulas.
+
+        Raises:
+            CheckpointError: the run is not finished, or has no scores of labels.
+            DataError: the data cannot be read or have changed, or the file cannot be read or written.
+        """
+        path, task = Path(out) if out is not None else self.folder / decisions.FILE, self.task
+        writable(path, "--out")
+        labels = [row for row in renamed(task.label_errors(self.folder))["labels"] if row["split"] != "test"]
+        doubtful = labels[:top] if top is not None else [row for row in labels if row["given"] != row["suggested"]]
+        with trust.trust_code(self.trust_code):
+            data: Any = task.prepare(first_request(self.request)).data
+        require_same_data(self.folder, data.fingerprint)
+        rows = [
+            ReviewRow(
+                row["row"] - 1, row["name"] or str(row["row"]), row["split"], row["given"], row["suggested"],
+                row.get("p_given"), row["p_suggested"],
+            )
+            for row in doubtful
+        ]  # fmt: skip
+        before = decisions.read_decisions(path, raw_csv).values() if path.exists() else []
+        names = {row.name for row in rows}
+        for made in before:
+            place = data.row_names.find(made.row) if made.by == decisions.PERSON and not made.given else None
+            if place is not None and made.row not in names:
+                rows.append(ReviewRow(place, made.row, "unlabelled", "", made.suggested))
+        request = self.request
+
+        def cards(ids: Sequence[int]) -> dict[int, row_cards.RowCard]:
+            return task.row_cards(request, data, ids, row_cards.LARGE)
+
+        command = retraining(self._record()["command"], path)
+        return Review(rows, self._record()["data"]["classes"], path, cards, command, raw_csv)
 
     def predict(self, source: str, exit_number: int | None = None) -> Predictions:
         """The final model's predictions for new data.

@@ -25,7 +25,7 @@ from ..io.run_record import Request, read_record
 from ..losses.distributions import UNKNOWN
 from ..methods import Recipe
 from ..methods.controls import plain
-from ..methods.prior import read_auto
+from ..methods.prior import read_most
 from ..methods.registry import is_auto, read_method
 from ..models import store
 from ..models.growth import GrownBuild, Padded, grown
@@ -194,7 +194,7 @@ def shortlisted_stream(ready: NetworkRun) -> AutoStreamRun:
         raise DataError(f"auto() chooses on validation rows, and {ready.data.name} has none; give --method 'der_pp()'")
     runs = [
         StreamRun(**{**vars(ready), "expression": expression, "method": read_method(expression)})
-        for expression in STREAMS[: read_auto(ready.expression).most]
+        for expression in STREAMS[: read_most(ready.expression)]
     ]
     return AutoStreamRun(**vars(ready), candidates=runs)
 
@@ -231,7 +231,7 @@ class StreamTaskType(SequenceTaskType):
         """Raises RecipeError for a method of generations of its own, or an option that a stream has no use for."""
         ready = prepare(request)
         check_recipe(ready.method, ready.expression)
-        for name in ("audit_folds", "init", "text"):
+        for name in ("audit_folds", "init", "text", "refit"):
             if getattr(request, name) is not None:
                 raise RecipeError(f"--tasks does not go with --{name.replace('_', '-')}; leave one of them out")
         _tasks(ready.data, request)
@@ -300,9 +300,22 @@ def _metrics(result: dict[str, Any], name: str) -> dict[str, float]:
 
 #: options of a run that a run which is updated has decided, or that have no meaning for an update
 _FIXED = (
-    "text", "unlabelled", "image_size", "model", "init", "audit_folds", "targets", "tasks", "keep", "checker",
-    "skip_long", "lora", "max_tokens", "checkpointing",
-)  # fmt: skip
+    "text",
+    "unlabelled",
+    "image_size",
+    "model",
+    "init",
+    "audit_folds",
+    "refit",
+    "targets",
+    "tasks",
+    "keep",
+    "checker",
+    "skip_long",
+    "lora",
+    "max_tokens",
+    "checkpointing",
+)
 
 
 ALPHA = 0.2  # of stored logits: those of a finished run are large, and with a weight of 1 new classes are learnt badly
@@ -341,9 +354,17 @@ class UpdateRun(NetworkRun):
         settings = {**self.settings, "batch_size": min(self.settings["batch_size"], len(self.data.labelled))}
         budget.expect(2 if self.request.control else 1)
         trained = fit_update(
-            build, data, self.method, self.before, self.sample, out=folder, progress=begin(self.expression),
-            warn=listeners.warn, **common, **settings,
-        )  # fmt: skip
+            build,
+            data,
+            self.method,
+            self.before,
+            self.sample,
+            out=folder,
+            progress=begin(self.expression),
+            warn=listeners.warn,
+            **common,
+            **settings,
+        )
         models = {"before": self.before, "method": trained.model.cpu()}
         if self.request.control:
             with budget.following(alike=True):

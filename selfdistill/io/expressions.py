@@ -221,6 +221,28 @@ def expression_name(text: str) -> str:
     return text.split("(", maxsplit=1)[0].strip()
 
 
+def argument_names(text: str) -> list[str]:
+    """The names that a call gives its arguments; none where the text is no call.
+
+    >>> argument_names("auto(most=3)"), argument_names("auto"), argument_names("auto(")
+    (['most'], [], [])
+    """
+    try:
+        tree = ast.parse(text[:MAX_LENGTH].strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return []
+    return [word.arg for word in tree.keywords if word.arg] if isinstance(tree, ast.Call) else []
+
+
+def foreign_arguments(text: str, function: Callable[..., Any]) -> list[str]:
+    """The named arguments of a call that a function does not have.
+
+    >>> foreign_arguments("sum([1], begin=2)", sum)
+    ['begin']
+    """
+    return [name for name in argument_names(text) if name not in inspect.signature(function).parameters]
+
+
 def nearest(name: str, names: Mapping[str, object] | list[str]) -> str:
     """The known names closest to a misspelt one, comma separated; empty if none is close.
 

@@ -138,6 +138,7 @@ _RESULT = {
         "trials": [{"expression": str, "loss": float, "folds": int, "pruned": bool, "trouble": str}],
     },
     "exploration?": {"unit": str, "trying": float, "winner": float},
+    "refit?": {"rows": int, "about": str},
     "budget?": {"bound": str, "seconds": float, "passes": float, "peak_mib": float, "cut": [str]},
     "control?": {
         "deployment": str,
@@ -264,6 +265,7 @@ class Request:
     search: str | None = None
     trials: Annotated[int, Range(1, limit=10**6)] | None = None
     explore: Annotated[float, Range(0, 1)] | None = None
+    refit: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -299,6 +301,7 @@ class Request:
             "decisions",
             "budget",
             "search",
+            "refit",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         unsaid |= {

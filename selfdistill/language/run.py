@@ -31,7 +31,7 @@ from ..io.files import FORMAT, check_format
 from ..io.run_record import Request, read_record
 from ..io.schema import read_json
 from ..io.tensors import write_json
-from ..methods.prior import read_auto
+from ..methods.prior import read_most
 from ..methods.registry import is_auto, read_method
 from ..models.causal_lm import Causal, Pretrained, of_model
 from ..models.hub import ENCODERS, causal
@@ -71,6 +71,7 @@ _NETWORKS = (
     "targets",
     "columns",
     "explore",
+    "refit",
 )
 
 
@@ -173,7 +174,7 @@ def shortlisted(request: Request) -> AutoLanguageRun:
     if dict(request.training).get("audit") == "off":
         raise DataError("auto() chooses on the audit prompts and --audit off has none; leave it out or give --method")
     data, runs = _load(request), list[LanguageRun]()
-    for expression in PROMPTED[: read_auto(request.method or "auto()").most]:
+    for expression in PROMPTED[: read_most(request.method)]:
         with suppress(DataError):
             read_recipe(expression).check_fields(data, f"{expression_name(expression)}()")
             runs.append(prepare(replace(request, method=expression)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..core.objective import Method
 from ..core.parts import Loss, PerView, Term
 from ..errors import RecipeError
 from ..io.expressions import Count, NonNegative, Positive, Share, Size
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
-from ..models.peers import JointGenerations
+from ..models.peers import JointGenerations, WarmGenerations
 from ..schedules import AtLast, ByCycle, ByGeneration
 from ..teachers import Extrapolated, Generation, GenerationEnsemble, Labels, Members, Snapshot
 from ..teachers.self_training import InheritedPseudoLabels
@@ -210,7 +212,9 @@ def _generations(generations: int, xi: float, loss: Loss) -> Method:
     )
 
 
-def born_again(generations: Count = 2, xi: float = 1.0, temperature: Positive = 1.0, loss: str = "kl") -> Method:
+def born_again(
+    generations: Count = 2, xi: float = 1.0, temperature: Positive = 1.0, loss: str = "kl", warm: bool = False
+) -> Method:
     """Born-again networks: every generation is initialised anew and imitates the one before it.
 
     Equation::
@@ -225,6 +229,8 @@ def born_again(generations: Count = 2, xi: float = 1.0, temperature: Positive = 
         xi: Share of the last generation's prediction in the target, in [0, 1]; the label has the rest.
         temperature: Temperature of both sides, above 0.
         loss: Distance from the last generation, 'kl' or 'ce'.
+        warm: Begin a generation with the weights of the last one, not with new ones. It then agrees with its teacher,
+            so that only labels teach: xi is below 1.
 
     Returns:
         The method, with the terms ``label`` and ``past``.
@@ -237,7 +243,12 @@ def born_again(generations: Count = 2, xi: float = 1.0, temperature: Positive = 
     losses: dict[str, Loss] = {"kl": KL(temperature), "ce": CrossEntropy(temperature)}
     if loss not in losses:
         raise RecipeError(f"born_again compares by loss='kl' or loss='ce', not {loss!r}")
-    return _generations(generations, xi, losses[loss])
+    method = _generations(generations, xi, losses[loss])
+    if not warm:
+        return method
+    if xi == 1.0:
+        raise RecipeError("a warm generation begins as its teacher, and with xi=1 nothing else teaches; give xi=0.5")
+    return replace(method, wrap_model=WarmGenerations())
 
 
 def tf_kd(alpha: Share = 0.95, temperature: Positive = 6.0) -> Method:

@@ -107,6 +107,21 @@ def read_auto(expression: str) -> Auto:
     return choice
 
 
+def read_most(expression: str | None) -> int:
+    """The number of recipes that ``auto()`` tries where no network is trained longer: prompts, policies and streams.
+
+    Raises:
+        RecipeError: the expression is malformed, or gives a length.
+
+    >>> read_most("auto(most=3)"), read_most(None)
+    (3, 6)
+    """
+    choice = read_auto(expression or f"{AUTO}()")
+    if choice.longer != Auto.longer:
+        raise RecipeError(f"longer of {expression} is for networks that learn all rows at once; leave it out")
+    return choice.most
+
+
 @cache
 def read_prior() -> dict[str, Any]:
     """The prior of the package: features' means and scales, and coefficients of the gain over plain() by recipe."""

@@ -118,6 +118,15 @@ class JointGenerations(ModelWrapper):
 
 
 @dataclass(frozen=True)
+class WarmGenerations(ModelWrapper):
+    """Leaves the factory as it is: a generation begins with the weights of the last one that was accepted."""
+
+    @property
+    def warm(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class ValueGroup(Group):
     """K peers whose outputs are values."""
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..evaluation.metrics import POINTS, ordered
 from ..evaluation.statistics import SAME_ROWS, TIED
-from ..training.task_type import TaskTypes
+from ..io.expressions import expression_name
+from ..training.task_type import TaskType, TaskTypes
 from .figures import Series, bars, curves, forest, reliability
 from .layout import code, figure, page, paragraph, section, table
 from .run_page import data, equation, typed
@@ -53,11 +54,17 @@ def render(result: dict[str, Any], types: TaskTypes) -> str:
         section("What was compared", table(("", "", ""), [
             (row["name"], row["about"], f"{row['steps']:,} {_length_unit(result)}") for row in result["rows"]
         ], "words"), *_peers(methods)),
-        *(section(row["name"], *equation(row["name"], types.of_recipe(row["name"]))) for row in methods),
+        *(section(row["name"], *equation(row["name"], _task(row["name"], result, types))) for row in methods),
         section("Data", *data(result["data"])),
         section("How it was made", code(typed(result["command"])), _provenance(result)),
     ]  # fmt: skip
     return page(f"{', '.join(row['name'] for row in methods)} on {result['data']['name']}", parts)
+
+
+def _task(expression: str, result: dict[str, Any], types: TaskTypes) -> TaskType:
+    """The task type of a recipe: that of the comparison, where it has the recipe."""
+    own = types.of_record({"kind": result["type"]}) if "type" in result else None
+    return own if own and expression_name(expression) in own.recipes() else types.of_recipe(expression)
 
 
 def _length_unit(result: dict[str, Any]) -> str:

@@ -90,7 +90,7 @@ def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Pat
             f"Look at the {plural(likely, 'label')} that look wrong, about {plural(minutes, 'minute')} by keyboard:",
             f"selfdistill review {place}",
         ))  # fmt: skip
-        lines.append(("Train again on the corrected labels:", retraining(record["command"], folder)))
+        lines.append(("Train again on the corrected labels:", retraining(record["command"], folder / decisions.FILE)))
     if result["data"]["rows"].get("unlabelled"):
         lines.append(("Label the unlabelled rows that would teach most:", f"selfdistill label-next {place} -n 50"))
     lines.append(("Use the model on new data:", f"selfdistill predict {place} NEW_DATA --out predictions.csv"))
@@ -103,8 +103,8 @@ def likely_errors(result: Mapping[str, Any]) -> int:
     return int(summary.get("likely", summary.get("errors", 0)))
 
 
-def retraining(command: Sequence[str], folder: Path) -> str:
-    """The command of a run with the decided labels, into a new folder."""
+def retraining(command: Sequence[str], file: Path) -> str:
+    """The command of a run with the labels that a file decides, into a new folder."""
     kept, rest = list[str](), list(command[1:])
     while rest:
         word = rest.pop(0)
@@ -114,7 +114,7 @@ def retraining(command: Sequence[str], folder: Path) -> str:
         if name == "--out" or (name == "--labels" and not value.isdecimal()):
             continue
         kept += [word] if equals or name != "--labels" else [word, value]
-    return shlex.join(["selfdistill", *kept, "--labels", str(folder / decisions.FILE)])
+    return shlex.join(["selfdistill", *kept, "--labels", str(file)])
 
 
 # rows -----------------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def doubtful_labels(result: dict[str, Any], folder: Path, cards: Mapping[int, Ro
     if not result.get("label_errors"):
         return conflicts
     try:
-        errors = _renamed(read_label_errors(folder, SHOWN))
+        errors = renamed(read_label_errors(folder, SHOWN))
     except SelfdistillError:
         return conflicts
     shown = []
@@ -169,7 +169,7 @@ def doubtful_labels(result: dict[str, Any], folder: Path, cards: Mapping[int, Ro
     return [paragraph(count), card_list(shown, cards), *conflicts]
 
 
-def _renamed(errors: dict[str, Any]) -> dict[str, Any]:
+def renamed(errors: dict[str, Any]) -> dict[str, Any]:
     """The label errors of the format before, by the names of the present one."""
     if "likely" in errors:
         return errors

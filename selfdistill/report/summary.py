@@ -229,6 +229,8 @@ def budget_lines(result: dict[str, Any]) -> list[str]:
     ['- budget 10min: 61.5 s, 20,000 passes and at most 410 MiB were spent', '- cut by the budget: 3 steps']
     """
     budget, explored = result.get("budget"), exploration_lines(result)
+    if refit := result.get("refit"):
+        explored.append(f"- {refit['about']}")
     if not budget:
         return explored
     spent = f"{budget['seconds']:,.1f} s, {budget['passes']:,.0f} passes and at most {budget['peak_mib']:,.0f} MiB"

@@ -160,9 +160,14 @@ class LinearProbe(Callback):
 
 
 class FreshStart(Callback):
-    """Warns if a generation begins as an earlier one did, and refuses one that begins with its final weights."""
+    """Warns if a generation begins as an earlier one did, and refuses one that begins with its final weights.
+
+    A method that starts warm does so by choice.
+    """
 
     def on_model(self, state: RunState) -> None:
+        if (wrapper := state.method.wrap_model) is not None and wrapper.warm:
+            return
         digests = [(result.start, digest(result.weights)) for result in state.generations]
         warning = fresh_start(state.start, digests)
         if warning and state.settings.vitals:
@@ -257,12 +262,11 @@ def pairwise(outputs: Tensor, task: str = "classify") -> dict[str, float]:
     """Means over rows and pairs of peers, from probabilities (rows, K, classes) or values (rows, K, 1).
 
     ``distance`` is the total variation of two peers' probabilities, or the absolute difference of their values;
-    ``disagreement``, of classes, the share of rows to which two peers give another class, and ``uncertainty`` 1 minus
-    the largest probability of their mean.
+    ``disagreement``, of classes, the share of rows to which two peers give another class.
 
     >>> import torch
     >>> pairwise(torch.tensor([[[1.0, 0.0], [0.25, 0.75]]]))
-    {'distance': 0.75, 'disagreement': 1.0, 'uncertainty': 0.375}
+    {'distance': 0.75, 'disagreement': 1.0}
     """
     peers = outputs.shape[1]
     pairs = [(i, j) for i in range(peers) for j in range(i + 1, peers)]
@@ -276,18 +280,22 @@ def pairwise(outputs: Tensor, task: str = "classify") -> dict[str, float]:
     return {
         "distance": float(sum(distances)) / (2 * len(pairs)),
         "disagreement": float(sum(disagreements)) / len(pairs),
-        "uncertainty": 1.0 - float(outputs.mean(1).amax(-1).mean()),
     }
 
 
 def measure_diversity(model: nn.Module, data: Data, device: torch.device | str = "cpu") -> dict[str, float]:
     """`pairwise` of a group's members on rows of the audit split, or of the training rows where nothing is audited.
 
+    Of classes ``uncertainty`` is 1 minus the largest probability of their mean.
+
     Nothing for a model that is no group, or one whose members speak of a mean and a variance.
     """
     rows = (data.audit if len(data.audit) else data.labelled)[:MOST]
     outputs = peer_outputs(model, data, rows, device)
-    return {} if outputs is None else pairwise(outputs, data.task)
+    figures = {} if outputs is None else pairwise(outputs, data.task)
+    if outputs is not None and "disagreement" in figures:
+        figures["uncertainty"] = 1.0 - float(outputs.mean(1).amax(-1).mean())
+    return figures
 
 
 def peer_outputs(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor | None:

@@ -85,9 +85,15 @@ CLOSE = 0.03  # a method within 3 % of the budget keeps its steps
 
 
 PLAIN, LONGER, SMOOTHING, AVERAGED, STOPPED, DECAY, INDEPENDENT, DISTIL = (
-    "plain", "plain, longer", "label smoothing", "EMA weights", "early stopping", "weight decay",
-    "independent, averaged", "distil from larger",
-)  # fmt: skip
+    "plain",
+    "plain, longer",
+    "label smoothing",
+    "EMA weights",
+    "early stopping",
+    "weight decay",
+    "independent, averaged",
+    "distil from larger",
+)
 
 
 PEERS = "peers, averaged"  # of learners on a table

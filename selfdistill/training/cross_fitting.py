@@ -89,6 +89,12 @@ def all_labels(data: Data) -> Data:
     return replace(data, labelled=labelled, audit=data.audit[:0])
 
 
+def every_label(data: Data) -> Data:
+    """The same data with the audit and the test rows among those that teach."""
+    data = all_labels(data)
+    return replace(data, labelled=torch.cat([data.labelled, data.test]).sort().values, test=data.test[:0])
+
+
 def _without(data: Data, held: Tensor, method: Method) -> Data:
     """The same data, of which the held rows audit and neither teach nor weigh others.
 

@@ -79,7 +79,11 @@ class NetworkTask(Task):
         return {"data": data.fingerprint, "augment": f"{data.augment}{', flips' if data.flips else ''}"}
 
     def model(self, state: RunState, generation: int) -> nn.Module:
-        return self.build()
+        """A new network; where the method starts warm, with the weights of the last accepted generation."""
+        model, wrapper = self.build(), self.method.wrap_model
+        if generation and state.accepted and wrapper is not None and wrapper.warm:
+            model.load_state_dict(state.generations[state.accepted[-1]].weights)
+        return model
 
     def previous_model(self, state: RunState, generation: int) -> nn.Module | None:
         """The last accepted generation; all of them as peers, for a teacher of ancestors."""

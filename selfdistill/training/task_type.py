@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ..data.row_cards import RowCard
+from ..data.row_cards import SIDE, RowCard
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import label_errors
 from ..evaluation.label_next import Committee
-from ..io.expressions import expression_name
+from ..io.expressions import expression_name, foreign_arguments
 from ..io.run_record import Lines, Request, read_record
 from . import callbacks
 from .comparison import ComparisonDesign
@@ -213,8 +213,10 @@ class TaskType(Protocol):
         """
         return label_errors.read_label_errors(folder, top)
 
-    def row_cards(self, request: Request, data: Any, ids: Sequence[int]) -> dict[int, RowCard]:
-        """What a person sees of rows of the data of a request, by their sample id; nothing of data without rows."""
+    def row_cards(self, request: Request, data: Any, ids: Sequence[int], side: int = SIDE) -> dict[int, RowCard]:
+        """What a person sees of rows of the data of a request, by their sample id; nothing of data without rows.
+
+        ``side`` is the largest side of a picture, in pixels."""
         return {}
 
     def committee(self, folder: Path, request: Request) -> Committee:
@@ -359,7 +361,25 @@ class TaskTypes:
         path = Path(request.update or "") / "run.json"
         record = read_record(path)[0] if request.update and path.exists() else {}
         own = [task for task in self.types if record and task.updates(record)]
-        return own[0] if own else next(task for task in reversed(self.types) if task.serves(request))
+        task = own[0] if own else next(task for task in reversed(self.types) if task.serves(request))
+        if request.method is not None:
+            self._refuse_foreign_arguments(task, request.method, request.data)
+        return task
+
+    def _refuse_foreign_arguments(self, task: TaskType, expression: str, data: str) -> None:
+        """Refuse arguments of a recipe of the same name that another task type has.
+
+        Raises:
+            RecipeError: there are some.
+        """
+        name = expression_name(expression)
+        named = [(other, other.recipes()[name]) for other in self.types if name in other.recipes()]
+        recipe = task.recipes().get(name, named[0][1] if named else None)  # several take those of the first
+        foreign = [] if recipe is None else foreign_arguments(expression, recipe)
+        owners = [other for other, theirs in named if not foreign_arguments(expression, theirs)]
+        if foreign and owners:
+            theirs, ours = (one.title.removeprefix("For ") for one in (owners[0], task))
+            raise RecipeError(f"{foreign[0]} of {expression} is for {theirs}, and {data} is for {ours}; leave it out")
 
     def of_record(self, record: Mapping[str, Any]) -> TaskType:
         """The task type of a run.json, or of a result.
@@ -374,5 +394,8 @@ class TaskTypes:
         raise CheckpointError(f"a run of kind {name!r} is unknown to this version; open it with the one that made it")
 
     def of_recipe(self, expression: str) -> TaskType:
-        """The task type that a recipe is for; of an unknown one the first."""
-        return next((task for task in self.types if expression_name(expression) in task.recipes()), self.types[0])
+        """The task type that a recipe is for, by its name and arguments; of an unknown one the first."""
+        name = expression_name(expression)
+        named = [task for task in self.types if name in task.recipes()]
+        fitting = [task for task in named if not foreign_arguments(expression, task.recipes()[name])]
+        return next(iter([*fitting, *named, *self.types]))

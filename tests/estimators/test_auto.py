@@ -174,6 +174,16 @@ def test_groups_and_times_are_kept_apart() -> None:
     assert len(in_time.residuals_) == 24
 
 
+def test_the_trainings_of_the_product_are_those_that_it_came_from() -> None:
+    counts = {}
+    for product in ("stack", "single"):
+        model = AutoRegressor(Ridge(), random_state=0, product=product).fit(X[:60], Y[:60], X_unlabeled=X[60:200])
+        assert model.product_ in ("stack", "student")
+        counts[product] = model.trainings_ - len(model.teacher_.members)
+    assert counts == {"stack": 0, "single": 1}
+    assert AutoRegressor(Ridge(), random_state=0).fit(X[:6], Y[:6]).trainings_ == 1
+
+
 def test_what_cannot_be_tried_is_refused_in_a_line() -> None:
     with pytest.raises(ValueError, match="product is one of best, single, stack"):
         AutoRegressor(product="mean").fit(X, Y)

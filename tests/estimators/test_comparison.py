@@ -129,9 +129,10 @@ def test_an_ablation_is_taught_by_the_learner_itself_or_by_all(data: str, method
         job = Job(method, kind, 0, 0, expression=method)
         request = Request(data, labels=30, model="linear")
         work = comparison.TableJob(job, request)
-        recipe = work.prepared.recipe
-        recipe = recipe if kind == comparison.METHOD else recipe.ablated(both=kind == BOTH)
-        work.prepared.recipe = recipe
+        if kind != comparison.METHOD:
+            ablated = work.prepared.recipe.ablated(both=kind == BOTH)
+            assert ablated is not None
+            work.prepared.recipe = ablated
         model = work.prepared.estimator(0)
         labelled_by.append((model.peers is None, model.include_self, model.xi))
         if method == "peer_taught()" and kind == OWN:

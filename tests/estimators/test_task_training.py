@@ -38,6 +38,14 @@ def test_the_run_has_what_every_run_has(done: Path) -> None:
     assert result["plain"]["end"].keys() == result["test"].keys()
     assert result["data"]["rows"] == {"labelled": 60, "unlabelled": 294, "test": 88, "audit": 0}
     assert result["steps"] > 10
+    spent, product = result["exploration"], load(done / "model" / "estimator.skops")
+    assert spent["trying"] + spent["winner"] == result["steps"]
+    assert spent["winner"] == product.trainings_ == len(product.estimator_.weights)  # the learners of the stack
+    assert (
+        f"exploration: {100 * spent['trying'] / result['steps']:.0f} % of the trainings"
+        in (done / "README.md").read_text()
+    )
+    assert "of the trainings tried something out" in (done / "report.html").read_text()
     readme = (done / "README.md").read_text()
     assert "# auto() on diabetes" in readme
     assert 'load("model/estimator.skops")' in readme
@@ -53,10 +61,23 @@ def test_a_run_hands_over_the_learner_alone_where_nothing_helps(rows: int, tmp_p
     result = Run.create(request, tmp_path / "run").execute()
     assert [trial["method"] for trial in result["auto"]["tried"] if trial["chosen"]] == ["the learner alone"]
     assert result["plain"]["end"]["rmse"] == result["test"]["rmse"]
+    assert result["exploration"]["winner"] == 1
     readme = (tmp_path / "run" / "README.md").read_text()
     assert "auto(): nothing helps; the learner alone is the final model" in readme
     assert "RMSE on the test split" in readme
     assert "no later one" not in readme
+
+
+def test_refit_fits_the_final_model_on_every_labelled_row(done: Path, tmp_path: Path) -> None:
+    request = Request("diabetes", labels=60, model=BOOSTING, refit="all")
+    result = Run.create(request, tmp_path / "run").execute()
+    before = json.loads((done / "run.json").read_text())["result"]
+    assert (result["test"], result["refit"]["rows"]) == (before["test"], 148)
+    data, models = frames.load("diabetes", labels=60), (done, tmp_path / "run")
+    y, rows = data.y[data.test], data.rows(data.test)
+    errors = [np.abs(y - load(folder / "model" / "estimator.skops").predict(rows)).mean() for folder in models]
+    assert errors[1] < 0.9 * errors[0], "the test rows have taught it"
+    assert "the scores are of the model before" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_figures_are_those_of_the_model_that_was_saved(done: Path) -> None:

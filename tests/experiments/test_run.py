@@ -27,6 +27,7 @@ from selfdistill.methods.prior import CLASSES, VALUES
 from selfdistill.methods.registry import read_method
 from selfdistill.models.peers import final_model
 from selfdistill.models.store import load_model, model_card
+from selfdistill.training.cross_fitting import every_label
 from selfdistill.training.fit import fit
 from tests.terminal import contents, passed, write_images, write_tables
 
@@ -431,6 +432,29 @@ def test_auto_hands_over_the_candidate_that_its_own_run_would_train(values: bool
     alone = replace(request, method=recipe, steps=steps_of_one, training=(("audit", "off"),))
     Run.create(alone, tmp_path / "alone").execute()
     assert same(tmp_path / "auto" / "model", tmp_path / "alone" / "model")
+
+
+@pytest.mark.parametrize("method", ["auto(most=2, longer=1)", "born_again(generations=1)"])
+def test_refit_trains_the_final_model_on_every_labelled_row(method: str, tmp_path: Path) -> None:
+    """The scores stay those of the model before; the saved one is that of a fit on all rows."""
+    data = flower_table(tmp_path / "t.csv")
+    request = Request(data, target="outcome", model="mlp(width=8)", steps=20, method=method)
+    before = Run.create(request, tmp_path / "before").execute()
+    after = Run.create(replace(request, refit="all"), tmp_path / "after").execute()
+    rows = before["data"]["rows"]
+    every = rows["labelled"] + rows["audit"] + rows["test"]
+    assert after["test"] == before["test"]
+    assert after["refit"]["rows"] == every
+    assert not same(tmp_path / "before" / "model", tmp_path / "after" / "model")
+    assert f"all {every:,} labelled rows; the scores are of the model" in (tmp_path / "after" / "README.md").read_text()
+    ready = prepare(request)
+    ready = ready.candidates[0] if isinstance(ready, network_run.AutoRun) else ready
+    whole = every_label(ready.data)
+    steps = round(20 * every / rows["labelled"])
+    alone = fit(ready.build, whole, read_method(after["method"]), **{**ready.settings, "audit": "off", "steps": steps})
+    if after["chosen"] == "method":
+        saved = load_file(tmp_path / "after" / "model" / "model.safetensors")
+        assert all(torch.equal(saved[name], value) for name, value in final_model(alone.model).state_dict().items())
 
 
 def same(first: Path, second: Path) -> bool:

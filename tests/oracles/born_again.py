@@ -5,6 +5,8 @@ The cross-entropy form has CE(t^T, p^T) in the place of T^2 KL.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,11 +15,11 @@ from tests.harness import Recorded
 
 
 def oracle(
-    run: Recorded, generations: int = 2, xi: float = 1.0, temperature: float = 1.0, loss: str = "kl"
+    run: Recorded, generations: int = 2, xi: float = 1.0, temperature: float = 1.0, loss: str = "kl", warm: bool = False
 ) -> tuple[list[float], nn.Module]:
     losses, teacher = [], None
     for generation in range(generations):
-        model = run.model(generation)
+        model = copy.deepcopy(teacher).train() if warm and teacher is not None else run.model(generation)
         optimizer = run.optimizer(model)
         for _, batch in run.batches(generation):
             x, y = batch["x"].x, batch["x"].y

@@ -20,6 +20,7 @@ from selfdistill.experiments.run import Run
 from selfdistill.experiments.task_types import TASK_TYPES
 from selfdistill.io.run_record import Request, write_record
 from selfdistill.report import render, write
+from selfdistill.report.data_sections import retraining
 from selfdistill.report.figures import (
     Mark,
     Series,
@@ -35,6 +36,7 @@ from selfdistill.report.figures import (
 )
 from selfdistill.report.run_page import typed
 from selfdistill.report.summary import sentence
+from tests.browser import axe_source, browser
 from tests.experiments.compare.test_verdicts import cells
 
 
@@ -250,3 +252,63 @@ def test_a_browser_opens_it_without_a_complaint(run: Path, tmp_path: Path) -> No
     hosts = set(re.findall(r'"url":"https?://([^/":]+)', netlog.read_text()))
     own = ("google.com", "googleapis.com", "gvt1.com")  # the browser's own errands, on an empty page too
     assert {host for host in hosts if not host.endswith(own)} == set()
+
+
+def test_the_first_screen_says_what_was_asked_and_measured_and_what_to_do_next(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    places = [text.index(f"<h2>{head}</h2>") for head in ("What was asked", "What was measured", "What to do next")]
+    assert places == sorted(places)
+    assert places[-1] < text.index("<h2>On the test split</h2>")
+    assert f"selfdistill review {run}" in text
+    assert f"selfdistill predict {run} NEW_DATA" in text
+    result = json.loads((run / "run.json").read_text())["result"]
+    right = round(500 * result["test"]["accuracy"])
+    assert f"The final model is right on {right} of 500 test rows" in text
+    assert sum(map(sum, result["breakdown"]["confusion"])) == 500
+    assert sum(row["rows"] for row in result["breakdown"]["by_class"]) == 500
+
+
+def test_doubtful_rows_are_shown_as_pictures_and_foreign_cards_are_not(run: Path, tmp_path: Path) -> None:
+    text = (run / "report.html").read_text()
+    assert 12 < text.count('src="data:image/png;base64,') <= 60
+    assert text.count("<img") == text.count('alt="row ')
+    folder = tmp_path / "r"
+    shutil.copytree(run, folder)
+    cards = json.loads((folder / "cards.json").read_text())
+    for picture in ("http://evil.example/x.png", "data:image/svg+xml;base64,AAAA", 'data:image/png;base64,"><script>'):
+        next(iter(cards["rows"].values()))["picture"] = picture
+        (folder / "cards.json").write_text(json.dumps(cards))
+        page = render(folder, TASK_TYPES)
+        assert loads_nothing(page)
+        assert "<img" not in page
+
+
+def test_health_is_folded_unless_it_warns(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    shutil.copytree(run, folder)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for warnings, fold in (([], "<details>"), (["term label gave nothing"], "<details open>")):
+        lines[0]["warnings"] = warnings
+        for line in lines[1:]:
+            line.pop("warnings", None)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        page = render(folder, TASK_TYPES)
+        assert f"{fold}<summary>Health of the method" in page
+        assert all(warning in page for warning in warnings)
+
+
+def test_the_next_training_keeps_the_command_and_takes_the_decisions() -> None:
+    command = ["selfdistill", "run", "my pets", "--labels", "50", "--labels=old.csv", "--out", "r", "--seed", "3"]
+    assert retraining(command, Path("r/decisions.csv")) == (
+        "selfdistill run 'my pets' --labels 50 --seed 3 --labels r/decisions.csv"
+    )
+
+
+def test_the_page_has_no_violation_of_axe(run: Path, tmp_path: Path) -> None:
+    axe = axe_source()
+    with browser(tmp_path) as page:
+        page.open((run / "report.html").as_uri())
+        for dark, width in ((False, 1100), (True, 1100), (False, 390)):
+            page.emulate(dark=dark, width=width)
+            assert page.violations(axe) == []
+        assert page.complaints() == []

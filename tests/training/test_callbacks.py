@@ -26,6 +26,7 @@ from selfdistill.training.settings import Settings
 from selfdistill.training.state import Evaluation, GenerationResult, RunState
 from selfdistill.training.supervised import LengthWarning
 from selfdistill.training.task import Task
+from tests.terminal import refused
 
 COLLAPSED, CHANCE = "validation rows are predicted as", "which is chance"
 
@@ -218,3 +219,10 @@ def test_a_bound_that_no_validation_rows_can_show_is_refused_before_training(tmp
     fit(build, data, fixmatch(max_error=0.1), **options)
     with pytest.raises(DataError, match="leave max_error or the folds out"):
         train_without_fold(build, data, fixmatch(max_error=0.5), 0, 2, tmp_path / "fold", **options)
+
+
+@pytest.mark.parametrize("option", ["--refit=all", "--audit-folds=2"])
+def test_a_training_without_validation_rows_for_its_threshold_is_refused_before_it(option: str, tmp_path: Path) -> None:
+    options = ["--labels", "100", "--steps", "2", "--out", tmp_path / "run"]
+    assert "max_error" in refused("run", "digits", "--method", "fixmatch(max_error=0.1)", option, *options)
+    assert not (tmp_path / "run").exists()

@@ -404,6 +404,7 @@ class Comparison:
         return {
             "format": FORMAT,
             "kind": "comparison",
+            "type": TASK_TYPES.of_request(replace(self.request, method=self.settings.methods[0])).name,
             "command": plan["command"],
             "versions": plan["versions"],
             "data": first["data"],
