@@ -13,22 +13,43 @@ from typing import Any
 
 import click
 
+from ..errors import DataError
+from ..io.display import text_table
 from ..io.files import writable, write
 from .options import Finite, echo, one_line_errors, raw_csv_option, trust_option
 
+SORTS = ("score", "seconds", "date")  # of `report.leaderboard`
 STRATEGIES, MAX_ERROR = ("best", "margin", "random"), 0.05  # of `evaluation.label_next`, which imports torch
 
 
 @click.command()
-@click.argument("source", metavar="RUN|COMPARISON")
+@click.argument("source", metavar="RUN|COMPARISON|FOLDER")
 @click.option("--out", metavar="FILE", help="HTML file to write [default: report.html in the folder].")
+@click.option(
+    "--sort",
+    type=click.Choice(SORTS),
+    help="Folder of runs: what is first [default: score]: the best score, the fewest seconds, the last date.",
+)
 @one_line_errors
-def report(source: str, out: str | None) -> None:
-    """Write the HTML page of a run or a comparison: scores, curves, calibration, cost and audit decisions."""
-    from ..experiments.task_types import TASK_TYPES
-    from ..report import write
+def report(source: str, out: str | None, sort: str | None) -> None:
+    """Write the HTML page of a run or a comparison: what was asked, what was measured, and what to do next.
 
-    echo(str(write(source, TASK_TYPES, out)))
+    Of a FOLDER of runs it is a leaderboard, which is printed too: the runs by their data, the best score first.
+    """
+    from ..experiments.task_types import TASK_TYPES
+    from ..report import is_leaderboard, leaderboard, write
+
+    if not is_leaderboard(source):
+        if sort is not None:
+            raise DataError(f"--sort is for a folder of runs, and {source} is none; leave it out")
+        echo(str(write(source, TASK_TYPES, out)))
+        return
+    board = leaderboard.read_leaderboard(Path(source), sort or SORTS[0])
+    for one in board.tables:
+        echo(f"{one.title}\n{text_table(one.head, one.rows)}\n")
+    for note in board.notes:
+        echo(note)
+    echo(str(write(source, TASK_TYPES, out, sort=sort or SORTS[0])))
 
 
 @click.command()

@@ -45,7 +45,7 @@ from ..io.expressions import one_line
 from ..io.run_record import Request
 from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR, model_card, model_folder
-from ..training import threads
+from ..training import budget, threads
 from ..training.shortlist import visible
 from ..training.task_type import HeldOut, Listeners, require_same_data
 from . import base_learners
@@ -373,6 +373,8 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
                 f"at most {planned} trainings, about {about:.0f} s if all take as long as the first; fewer where the "
                 "audit ends a chain early"
             )
+            if run.request.budget is None:
+                budget.foretell(about, "give --budget 2min, or --method 'self_distilled()'", listeners.tell)
         if reporter:
             reporter.count(number, planned, what)
 

@@ -72,7 +72,7 @@ from ..training import budget, callbacks, reservoir, threads
 from ..training.budget import most_trials
 from ..training.comparison import ignore
 from ..training.cross_fitting import all_labels, crossfit, every_label, train_without_fold
-from ..training.fit import Result, fit, step_cost
+from ..training.fit import Result, fit, step_cost, time_step
 from ..training.shortlist import WORDS, Choice, Trial, candidate_folder, copy_log, foreword, try_each, visible
 from ..training.state import GenerationResult
 from ..training.task_type import HeldOut, Listeners, require_same_data
@@ -200,6 +200,9 @@ def joint_model(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] |
     return whole, ready.build.wrapped(f"mean{len(numbers)}{values}", 1)
 
 
+LEAST_TIMED = 20  # steps of a run that is timed beforehand
+
+
 STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
 
 
@@ -244,6 +247,16 @@ class NetworkRun:
         rows = float(steps * self.settings["batch_size"])
         return 3 * rows * cards.cost(self.method)["of_plain"]
 
+    def foretell(self, passes: float, tell: Callable[[str], None]) -> None:
+        """Say before the start how long so many sample passes will take, if that is long and no budget bounds it."""
+        batch = int(self.settings["batch_size"])
+        steps = passes / (3 * batch)
+        if budget.active() is not None or distributed.size() > 1 or steps < LEAST_TIMED:
+            return
+        rows = torch.cat([self.data.labelled, self.data.unlabelled])[:batch]
+        step = time_step(self.build, self.data.rows(rows), self.request.device)
+        budget.foretell(steps * step, "give --budget 2min, a smaller --steps or a smaller --model", tell)
+
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """The folds of the audit, if any, the method, then its control; each goes on from its own checkpoints."""
         request = self.request
@@ -253,6 +266,8 @@ class NetworkRun:
         beside = request.control and self.method != plain() and taught
         ready, folds = self, None
         budget.expect(1 + (request.audit_folds or 0) + bool(request.refit), self._control_cost if beside else None)
+        control_passes = 3.0 * total_steps(self) * self.method.generations * self.settings["batch_size"] * beside
+        self.foretell((1 + (request.audit_folds or 0)) * (self.planned_passes() + control_passes), listeners.tell)
         if request.audit_folds is not None:
             folds = crossfit(
                 self.build,
@@ -498,18 +513,21 @@ class AutoRun(NetworkRun):
         """The measure that chooses."""
         return "mse" if self.data.task == "regress" else "accuracy"
 
+    def planned_passes(self) -> float:
+        """About how many sample passes all candidates take, and the chosen one again."""
+        costs = [candidate.planned_passes() for candidate in self.candidates]
+        return sum(costs) + (self.longer * statistics.fmean(costs) if self.longer > 1 else 0.0)
+
     @property
     def note(self) -> str:
         """What a person should know of the data, what will be tried, what it costs, and how sure the choice can be."""
-        costs = [candidate.planned_passes() for candidate in self.candidates]
-        extension = self.longer * statistics.fmean(costs) if self.longer > 1 else 0.0
-        whole = sum(costs) + extension
-        cost = f"about {whole:,.0f} sample passes, {whole / costs[0]:.1f} times those of plain()"
+        whole, alone = self.planned_passes(), self.candidates[0].planned_passes()
+        cost = f"about {whole:,.0f} sample passes, {whole / alone:.1f} times those of plain()"
         chooses = f"{WORDS[self.measure]}, {visible(len(self.data.audit), self.measure)}"
         names = [candidate.expression for candidate in self.candidates]
         lines = [*filter(None, [self.data.note])]
         lines += foreword(names, f"of {total_steps(self):,} steps each, {cost}", chooses)
-        if extension:
+        if self.longer > 1:
             lines.append(f"auto(): the chosen recipe is trained again, {self.longer} times as long")
         return "\n".join(lines + [f"auto(): not tried: {line}" for line in self.left_out])
 
@@ -519,6 +537,7 @@ class AutoRun(NetworkRun):
             tables.skops()
         self.candidates = self._affordable()
         budget.expect(len(self.candidates) + (self.longer if self.longer > 1 else 0) + bool(self.request.refit))
+        self.foretell(self.planned_passes(), listeners.tell)
 
         positions, whole = count(1), len(self.candidates) + (self.longer > 1)
 

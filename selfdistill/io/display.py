@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from html import escape as escape_markup
 
 # what turns the direction of the text after it, and so shows another text than the one that is there
@@ -52,6 +53,19 @@ def plural(count: int, noun: str) -> str:
     ('1 cell', '2 cells')
     """
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as lines of text with aligned columns.
+
+    >>> print(text_table(["run", "score"], [["a", "9"], ["bcde", "10"]]))
+    run   score
+    a     9
+    bcde  10
+    """
+    lines = [[printable(cell, kept="") for cell in line] for line in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def change(difference: float, unit: str = "", digits: str = ".1f", *, falls: bool = False) -> str:

@@ -145,6 +145,7 @@ def ups(
     passes: Count = 10,
     balanced: Extras = 6,
     fewest: Extras = 25,
+    augment: str = "default",
 ) -> Method:
     """Uncertainty-aware pseudo-labels: dropout passes decide which classes a row certainly has or has not.
 
@@ -166,6 +167,7 @@ def ups(
         balanced: Number of generations, from the first with pseudo-labels on, in which every class has as many as the
             smallest one, 0 or more.
         fewest: Number of pseudo-labels that a class keeps however few another one has, 0 or more.
+        augment: Augmentation of all rows: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``excluded``.
@@ -186,7 +188,7 @@ def ups(
             "label": Term(CertainLabels(*thresholds), CrossEntropy()),
             "excluded": Term(CertainLabels(*thresholds, excludes=True), Excluding()),
         },
-        views=Views((View("x", "union"),)),
+        views=Views((View("x", "union", augment),)),
         generations=generations,
     )
 
@@ -237,7 +239,7 @@ def pi_model(
 
 def vat(
     size: float = 8.0, weight: NonNegative = 1.0, iterations: Count = 1, entropy: float = 0.0,
-    ratio: Ratio | None = None, ramp: Share = 0.4,
+    ratio: Ratio | None = None, ramp: Share = 0.4, labelled: str = "default", unlabelled: str = "default",
 ) -> Method:  # fmt: skip
     """Virtual adversarial training: predictions stay the same under the small perturbation that changes them most.
 
@@ -256,6 +258,8 @@ def vat(
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 4 in a run of
             48,000 steps and fewer in a shorter one.
         ramp: Share of a short run in which the weight rises, in [0, 1]; it shrinks to 0 at 48,000 steps.
+        labelled, unlabelled: Augmentation of labelled and of unlabelled rows: 'default' (as the data), 'none', 'weak',
+            'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``adversarial``.
@@ -277,7 +281,8 @@ def vat(
     if entropy:
         terms["entropy"] = Term(CurrentStudent(), Entropy(), view="unlabelled", weight=risen(entropy, ramp, VAT))
     several = BudgetRatio(4.0, VAT) if ratio is None else ratio
-    return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), several))
+    rows = View("labelled", "labelled", labelled), View("unlabelled", "unlabelled", unlabelled)
+    return Method(terms, views=Views(rows, several))
 
 
 def uda(
@@ -414,6 +419,8 @@ def pseudo_label(
     end: float = 0.6,
     ratio: Ratio | None = None,
     confidence: Share = 0.0,
+    labelled: str = "default",
+    unlabelled: str = "default",
     max_error: Share | None = None,
     balance: str = "",
 ) -> Method:
@@ -431,6 +438,8 @@ def pseudo_label(
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 8 in a run of
             2^20 steps and fewer in a shorter one.
         confidence: Threshold c of the pseudo-labels, in [0, 1]; 0 takes all.
+        labelled, unlabelled: Augmentation of labelled and of unlabelled rows: 'default' (as the data), 'none', 'weak',
+            'strong', 'crop' or 'local'.
         max_error: Largest error rate of the pseudo-labels, in (0, 1), bounded on validation rows after each epoch: it
             sets the threshold in place of ``confidence``, see `ErrorBound`; left open, ``confidence`` does.
         balance: Class shares that the pseudo-labels keep, so that they do not become one class: 'uniform', those of the
@@ -451,12 +460,13 @@ def pseudo_label(
     Rise(peak=3.0, share=0.6, start=0.1)
     """
     gate, hard, teacher = threshold(confidence, max_error), CrossEntropy(hard=True), balanced(CurrentStudent(), balance)
+    rows = View("labelled", "labelled", labelled), View("unlabelled", "unlabelled", unlabelled)
     return Method(
         {
             "label": supervised("labelled"),
             "pseudo": Term(teacher, hard, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
-        views=Views((View("labelled"), View("unlabelled", "unlabelled")), BudgetRatio(8.0) if ratio is None else ratio),
+        views=Views(rows, BudgetRatio(8.0) if ratio is None else ratio),
         least=LeastSteps("pseudo_label", 1000),
     )
 
@@ -552,7 +562,9 @@ def noisy_student(
     )
 
 
-def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, confidence: Share = 0.0) -> Method:
+def curriculum(
+    stages: Count = 5, balanced: bool = True, hard: bool = True, confidence: Share = 0.0, augment: str = "default"
+) -> Method:
     """Curriculum labelling: each stage starts afresh with more of the pseudo-labels, the most confident first.
 
     Equation::
@@ -568,6 +580,7 @@ def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, conf
         balanced: Whether as many rows of each class are chosen.
         hard: Whether a pseudo-label is the best class; otherwise the probabilities.
         confidence: Least probability c of a pseudo-label's class, in [0, 1].
+        augment: Augmentation of all rows: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the term ``label``.
@@ -586,6 +599,6 @@ def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, conf
     teacher = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
         {"label": Term(teacher, CrossEntropy())},
-        views=Views((View("x", "union"),)),
+        views=Views((View("x", "union", augment),)),
         generations=stages + 1,
     )

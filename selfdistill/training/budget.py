@@ -37,6 +37,7 @@ PILOT = 0.04  # of the time that is left, what the measured first steps may take
 FIRST_STEPS = 12  # at the most
 WRITTEN = 1.0  # seconds between two writes of what was spent
 FILE = "budget.json"
+LONG = 120.0  # seconds from which on a command says beforehand how long it will take
 
 
 class Peak:
@@ -119,6 +120,19 @@ def most_trials(planned: int, explore: float | None, each: int = 0) -> int:
         return planned
     ratio = explore / (1 - explore) + 1e-9
     return max(1, min(planned, math.floor(ratio / each if each else ratio + 1)))
+
+
+def foretell(seconds: float, remedy: str, tell: Callable[[str], None]) -> None:
+    """Say before or soon after the start how long something will take, and what makes it shorter, if it is long.
+
+    >>> foretell(1500.0, "give a smaller --steps", print)
+    this will take about 25 minutes; for a first answer give a smaller --steps
+    >>> foretell(100.0, "give a smaller --steps", print)
+    """
+    if seconds >= LONG:
+        minutes = seconds / 60
+        span = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+        tell(f"this will take about {span}; for a first answer {remedy}")
 
 
 class Expense(NamedTuple):

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.objective import Method, Objective, untaught
@@ -263,6 +264,27 @@ def step_cost(
     until = budget.Expense(*(spent + left for spent, left in zip(meter.spent, meter.left(), strict=True)))
     step, evaluation = trainer.measure(budget.Allowance(meter, "baseline", "", until, budget.Expense()))
     return step._replace(seconds=step.seconds + evaluation / trainer.state.clock.per_epoch)
+
+
+def time_step(build: Callable[[], nn.Module], x: Tensor, device: torch.device | str | None = None) -> float:
+    """The seconds of a plain step on a batch ``x``, about: the second of two, of a model that is discarded.
+
+    0 where the model cannot be run so; whatever is wrong with it is told by the checks before training.
+    """
+    place = choose_device(device)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model, x = build().to(place).train(), x.to(place)
+            for _ in range(2):
+                begun = time.monotonic()
+                outputs = model(x)
+                parts = outputs.values() if isinstance(outputs, dict) else [outputs]
+                sum(part.float().mean() for part in parts).backward()
+                if x.is_cuda:
+                    torch.cuda.synchronize()
+            return time.monotonic() - begun
+    except Exception:  # another's code may raise anything
+        return 0.0
 
 
 def drive(trainer: Trainer, resume: bool, progress: Progress | None = None) -> Result:

@@ -223,6 +223,20 @@ def test_predictions_go_to_a_file_or_a_pipe() -> None:
     assert Path("pipe").is_fifo()
 
 
+def test_a_long_run_says_so_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "this will take" not in passed("run", "digits", *PLAIN, "--out", "short").stderr
+    monkeypatch.setattr("selfdistill.experiments.network_run.time_step", lambda *args: 60.0)
+    method = ("--method", "plain()", "--steps", 30)
+    lines = passed("run", "digits", *method, "--out", "long").stderr.splitlines()
+    assert lines[0].startswith("this will take about 30 minutes; for a first answer give --budget 2min, ")
+    assert lines[1].startswith("plain(): epoch 1")
+    assert "this will take" not in passed("run", "digits", *method, "--budget", "1h", "--out", "bounded").stderr
+    lines = passed("run", "digits", "--method", "auto()", "--steps", 30, "--out", "auto").stderr.splitlines()
+    told = [i for i, line in enumerate(lines) if line.startswith("this will take about ")]
+    assert told
+    assert told[0] < next(i for i, line in enumerate(lines) if "step 1/" in line)
+
+
 # ---- the other commands ----------------------------------------------------------------------------
 
 

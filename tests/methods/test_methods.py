@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from selfdistill import methods
 from selfdistill.core.objective import Method
+from selfdistill.core.outputs import space_of
 from selfdistill.core.parts import GenerationData, Term, value_at
 from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SelfdistillError
@@ -22,12 +24,13 @@ from selfdistill.io.expressions import parse_expression
 from selfdistill.teachers import FrozenCopy
 from selfdistill.testing.conformance import check_method, check_value, names
 from selfdistill.testing.specimens import batch_for, built, maps_of, pool, same_bits, specimen, storages, tiny
+from selfdistill.views import AUGMENT
 from tests.test_oracles import setting
 
 RECIPES = methods.recipes()
 #: every argument changed; a recipe that is not here gets its settings from its oracle, or from `changed`
 CHANGED: dict[str, dict[str, Any]] = {
-    "born_again": {"generations": 3, "xi": 0.25, "temperature": 2.5, "loss": "ce"},
+    "born_again": {"generations": 3, "xi": 0.25, "temperature": 2.5, "loss": "ce", "warm": True},
     "byot": {"alpha": 0.4, "temperature": 2.0, "feature": 0.001},
     "cs_kd": {"weight": 2.0, "temperature": 3.0},
     "curriculum": {"stages": 3, "balanced": False, "hard": False, "confidence": 0.3},
@@ -351,3 +354,21 @@ def test_a_balance_that_is_none_is_refused():
         methods.fixmatch(balance="even")
     with pytest.raises(RecipeError, match="between 0 and 1"):
         methods.uda(max_error=0.0)
+
+
+def reads_unlabelled(recipe: Callable[..., Method]) -> bool:
+    """Whether a recipe of classes learns from unlabelled rows."""
+    needed = [p for p in inspect.signature(recipe).parameters.values() if p.default is p.empty]
+    if needed:
+        return False
+    method = recipe()
+    heads = {space_of(term.head) for term in method.terms.values()}
+    return method.views.need_unlabelled() and "gaussian" not in heads
+
+
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if reads_unlabelled(r)])
+def test_the_augmentation_of_each_view_of_unlabelled_rows_is_an_argument(name: str) -> None:
+    recipe = RECIPES[name]
+    names = [key for key, p in inspect.signature(recipe).parameters.items() if p.default in AUGMENT]
+    views = recipe(**dict.fromkeys(names, "none")).views.views
+    assert [view.augment for view in views] == ["none"] * len(views)

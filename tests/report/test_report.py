@@ -38,6 +38,7 @@ from selfdistill.report.run_page import typed
 from selfdistill.report.summary import sentence
 from tests.browser import axe_source, browser
 from tests.experiments.compare.test_verdicts import cells
+from tests.terminal import passed, refused
 
 
 @pytest.fixture(scope="module")
@@ -312,3 +313,39 @@ def test_the_page_has_no_violation_of_axe(run: Path, tmp_path: Path) -> None:
             page.emulate(dark=dark, width=width)
             assert page.violations(axe) == []
         assert page.complaints() == []
+
+
+def test_a_folder_of_runs_is_a_leaderboard(run: Path, tmp_path: Path) -> None:
+    board = tmp_path / "runs"
+    record = json.loads((run / "run.json").read_text())
+    for name, accuracy, seconds in (("low", 0.5, 1.0), ("deep/high", 0.75, 9.0), ("deep/other", 0.25, 3.0)):
+        (board / name).mkdir(parents=True)
+        changed = json.loads(json.dumps(record))
+        changed["result"]["test"]["accuracy"] = accuracy
+        changed["result"]["seconds"] = seconds
+        changed["result"]["data"]["name"] = "<b>pets" if name == "deep/other" else "digits"
+        write_record(board / name / "run.json", changed)
+    unfinished = {key: value for key, value in record.items() if key != "result"}
+    (board / "cut").mkdir()
+    write_record(board / "cut" / "run.json", unfinished)
+    (board / "broken").mkdir()
+    (board / "broken" / "run.json").write_text("{")
+    lines = passed("report", board).stdout.splitlines()
+    heads = [line for line in lines if "is better (" in line]
+    assert len(heads) == 2
+    table = lines[lines.index("digits: accuracy, more is better (500 test rows, 2 runs)") + 1 :]
+    assert [line.split()[0] for line in table[:3]] == ["run", "deep/high", "low"]
+    assert "75.0 %" in table[1]
+    assert "71.0 to 78.6" in table[1]
+    assert any(line.startswith("cut: not finished; `selfdistill resume") for line in lines)
+    assert any(line.startswith("broken: left out (") for line in lines)
+    assert lines[-1] == str(board / "report.html")
+    text = (board / "report.html").read_text()
+    assert loads_nothing(text)
+    assert "<b>pets" not in text
+    assert text.index("deep/high") < text.index(">low<")
+    fast = passed("report", board, "--sort", "seconds").stdout
+    assert fast.index("\nlow ") < fast.index("\ndeep/high ")
+    assert "--sort is for a folder of runs" in refused("report", run, "--sort", "date")
+    (tmp_path / "empty").mkdir()
+    assert "no run and no finished comparison" in refused("report", tmp_path / "empty")

@@ -33,7 +33,7 @@ from ...io.tensors import write_json
 from ...report import COMPARISON, LABEL_CURVE, PAGE, surviving
 from ...report import write as write_report
 from ...training import threads
-from ...training.budget import FILE, MARGIN, Expense, Meter, Peak, parse_budget
+from ...training.budget import FILE, MARGIN, Expense, Meter, Peak, foretell, parse_budget
 from ...training.comparison import (
     BOTH,
     OWN,
@@ -366,6 +366,8 @@ class Comparison:
                 meter.write()
             name = f"{what} {done + number}/{len(wanted)}: {job.name}, seed {job.seed}"
             tell(f"{name}, about {each * (len(left) - number):.0f} s left")
+            if number == 1 and meter is None:
+                foretell(each * (len(left) - number), "give fewer --seeds, a smaller --steps or --budget 10min", tell)
 
         def call(job: Job) -> tuple[Callable[..., None], tuple[Any, ...]]:
             return _work, (job, self.request, self.place(job), count, self.design.run, trust.is_trusted())
