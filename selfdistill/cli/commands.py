@@ -121,6 +121,12 @@ def main() -> None:
     help="Largest share of the trainings that only try something out, of auto() and --search [default: try all].",
 )
 @click.option(
+    "--effort",
+    type=click.Choice(["quick"]),
+    help="quick: a first answer in a minute: one short training of a small network without a baseline; of tables at "
+    "most a minute of auto(). Options that are given come first.",
+)
+@click.option(
     "--refit",
     type=click.Choice(["all"]),
     help="Train the final model once more, on all labelled rows: those of the validation and test split too. The "

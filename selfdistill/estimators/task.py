@@ -43,7 +43,7 @@ class TableTaskType(TaskType):
 
     name, learner, title = "learner", "learners", "For learners on tables"
     about = "Gradient boosting, forests and any other estimator of scikit-learn."
-    equal_steps, searched = False, True
+    equal_steps, searched, quick = False, True, "1min"
 
     def recipes(self) -> Mapping[str, Callable[..., recipes.EstimatorRecipe]]:
         return recipes.recipes()

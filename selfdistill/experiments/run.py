@@ -161,8 +161,9 @@ class Run:
         refuse_explore(self.request, prepared.expression)
         if prepared.note:
             listeners.tell(prepared.note)
+        quick = task.quick if self.request.effort else None
         with (
-            budget.limited(self.request.budget, self.folder, listeners.warn) as meter,
+            budget.limited(self.request.budget or quick, self.folder, listeners.warn) as meter,
             threads.limited_to(self._record().get("threads") or prepared.threads()),
         ):
             self._claim(task, prepared, listeners.warn)

@@ -286,6 +286,7 @@ class Request:
     trials: Annotated[int, Range(1, limit=10**6)] | None = None
     explore: Annotated[float, Range(0, 1)] | None = None
     refit: str | None = None
+    effort: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -322,6 +323,7 @@ class Request:
             "budget",
             "search",
             "refit",
+            "effort",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         unsaid |= {

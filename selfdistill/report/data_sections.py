@@ -197,18 +197,22 @@ def classes(result: Mapping[str, Any]) -> list[str]:
     head = ("class", "test rows", "precision", "recall", *(("labels that look wrong",) if doubted else ()))
     lines = [
         [
-            one["name"], f"{one['rows']:,}", _share(one["precision"]), _share(one["recall"]),
+            one["name"],
+            f"{one['rows']:,}",
+            _share(one["precision"]),
+            _share(one["recall"]),
             *((doubted.get(one["name"], "-"),) if doubted else ()),
         ]
         for one in by_class
-    ]  # fmt: skip
+    ]
     parts = [table(head, lines)]
     parts.append(
         paragraph(
             "Precision: of the rows that the model calls so, the share that are. Recall: of the rows that are so, the "
-            "share that the model finds. A dash: no such row.", "soft",
+            "share that the model finds. A dash: no such row.",
+            "soft",
         )
-    )  # fmt: skip
+    )
     names = [one["name"] for one in by_class]
     if found.get("confusion") and len(result["data"]["classes"]) == len(found["confusion"]):
         parts.append(matrix(found["confusion"], result["data"]["classes"], "label", "predicted"))

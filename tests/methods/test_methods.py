@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from selfdistill import methods
 from selfdistill.core.objective import Method
 from selfdistill.core.outputs import space_of
-from selfdistill.core.parts import Term, value_at
-from selfdistill.core.step import TrainingClock
+from selfdistill.core.parts import GenerationData, Term, value_at
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SelfdistillError
 from selfdistill.gates import SelfAdaptive
 from selfdistill.io.expressions import parse_expression
@@ -45,6 +45,8 @@ CHANGED: dict[str, dict[str, Any]] = {
         "labelled": "strong",
         "weak": "weak",
         "strong": "crop",
+        "max_error": 0.2,
+        "balance": "uniform",
     },
     "label_smoothing": {"smoothing": 0.3},
     "mean_teacher": {"weight": 3.0, "decay": 0.9, "ramp": 0.5, "labelled": 0.3, "augment": "strong"},
@@ -316,6 +318,42 @@ def test_an_argument_is_the_same_in_every_run():
         assert isinstance(term, Term)
         assert isinstance(term.gate, SelfAdaptive)
         assert (term.gate.decay, method.views.ratio_at(steps)) == (0.5, 3.0)
+
+
+def predicted_classes(balance: str, seed: int) -> Tensor:
+    """The classes (232,) that a model predicts which begins by calling all rows one, and learns what it says itself."""
+    generator = torch.Generator().manual_seed(seed)
+    y, ids = torch.arange(240) % 4, torch.arange(240)
+    x = torch.randn(4, 6, generator=generator)[y] + torch.randn(240, 6, generator=generator) + 1.0
+    torch.manual_seed(seed)
+    model = nn.Linear(6, 4)
+    model.bias.data[0] += 2.0
+    method = methods.pseudo_label(weight=10.0, start=0.0, end=0.0, balance=balance)
+    objective = method.bind(model, clock=TrainingClock(steps=60), vitals=False)
+    objective.prepare(GenerationData(ids[8:], lambda *_: x, objective.clock, ids[:8], targets=y[:8]))
+    batch = Batch({"labelled": Rows(x[:8], y[:8], ids[:8]), "unlabelled": Rows(x[8:], torch.full((232,), -1), ids[8:])})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective(batch).backward()
+        optimizer.step()
+        objective.update()
+    return torch.as_tensor(model(x[8:]).argmax(1))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("balance", ["uniform", "labels"])
+def test_balanced_pseudo_labels_do_not_collapse_to_one_class(balance, seed):
+    """Where they do without the balance: all rows are of the class that the model began with."""
+    assert predicted_classes("", seed).bincount(minlength=4)[0] > 0.97 * 232
+    assert predicted_classes(balance, seed).bincount(minlength=4).max() < 0.5 * 232
+
+
+def test_a_balance_that_is_none_is_refused():
+    with pytest.raises(RecipeError, match="'uniform' or 'labels', not 'even'"):
+        methods.fixmatch(balance="even")
+    with pytest.raises(RecipeError, match="between 0 and 1"):
+        methods.uda(max_error=0.0)
 
 
 def reads_unlabelled(recipe: Callable[..., Method]) -> bool:
