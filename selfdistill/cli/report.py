@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import DataError
 from ..io.display import text_table
 from ..io.files import writable, write
-from .options import Finite, echo, one_line_errors, raw_csv_option, trust_option
+from .options import Finite, echo, examination_options, one_line_errors, raw_csv_option, trust_option
 
 SORTS = ("score", "seconds", "date")  # of `report.leaderboard`
 STRATEGIES, MAX_ERROR = ("best", "margin", "random"), 0.05  # of `evaluation.label_next`, which imports torch
@@ -70,22 +71,71 @@ def vitals(run_folder: str, as_json: bool) -> None:
 
 
 @click.command("label-errors")
-@click.argument("run_folder", metavar="RUN")
+@examination_options
+@click.option(
+    "--method",
+    metavar="EXPR",
+    help="DATA: the recipe [default: elr() for networks, plain() for values, auto() for tables].",
+)
+@click.option("--out", metavar="DIR", help="DATA: the run folder [default: below runs/].")
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print.")
+@click.option("--write", "copy", metavar="PATH", help="Write a cleaned copy of the table or folder to this new place.")
+@click.option(
+    "--action",
+    type=click.Choice(["drop", "relabel", "set-aside"]),
+    help="What the copy does with likely errors: drop the rows, give them the suggested label, or take the label away "
+    "[default: drop].",
+)
+@click.option("--decisions", metavar="FILE", help="Of the copy: follow these decisions of `review` in place of all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@trust_option
 @one_line_errors
-def label_errors(run_folder: str, top: int, as_json: bool) -> None:
-    """List likely label errors in the data of RUN, the most certain first.
+@click.pass_context
+def label_errors(
+    context: click.Context,
+    /,
+    source: str,
+    out: str | None,
+    top: int,
+    copy: str | None,
+    action: str | None,
+    decisions: str | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """List likely label errors in the data of RUN, or train on DATA to find them; the most certain first.
 
-    RUN/label_errors.csv scores all training labels. The first row of data is 1; the header of a table is not counted,
-    as in `predict`.
+    RUN/label_errors.csv has every labelled row of training, validation and test. The first row of data is 1; the header
+    of a table is not counted, as in `predict`. Review them by `selfdistill review RUN`.
     """
     from ..evaluation.label_errors import label_error_table
-    from ..experiments.run import Run
+    from ..experiments.run import Run, examining_request
+    from .progress import execute
 
-    run = Run.open(run_folder)
+    if copy is None and (action or decisions):
+        raise DataError(f"{'--action' if action else '--decisions'} is of a copy; give --write PATH too")
+    if Path(source, "run.json").exists():
+        names = [
+            name for name in (*options, "out") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ]
+        if names:
+            raise DataError(f"--{names[0].replace('_', '-')} is for DATA, and {source} is a run already; leave it out")
+        run = Run.open(source)
+    else:
+        run = Run.create(examining_request(source, options), out)
+    if copy is not None:
+        run.check_copy(copy)
+    if run.result() is None and not Path(source, "run.json").exists():
+        execute(run, quiet)
     labels = run.task.label_errors(run.folder, top)
-    echo(json.dumps(labels, sort_keys=True) if as_json else label_error_table(labels))
+    note = "" if copy is None else run.write_cleaned(copy, action or "drop", decisions)
+    if as_json:
+        echo(json.dumps({**labels, **({"written": copy} if copy else {})}, sort_keys=True))
+        return
+    echo(label_error_table(labels))
+    echo(note or f"Run folder: {run.folder}")
 
 
 @click.command("label-next")

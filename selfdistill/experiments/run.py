@@ -19,7 +19,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 
 from ..core import distributed
 from ..core.step import TrainingClock
-from ..data import decisions, row_cards
+from ..data import cleaned, decisions, row_cards
 from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation import label_next
@@ -47,13 +48,14 @@ from ..training import budget, threads
 from ..training.fit import choose_device, join
 from ..training.task_type import Listeners, PreparedRun, TaskType, require_same_data
 from .folder import Folder, locked
-from .search import check_search, first_request, refuse_explore, search
+from .search import check_search, first_request, refuse_explore, refuse_folds, search
 from .task_types import TASK_TYPES
 
 __all__ = ["Run", "final_model", "load_model", "model_card"]
 
 Progress = Callable[[TrainingClock, dict[str, float]], None]
 
+FOLDS = 5  # of an examination of values
 BUSY = "another process is training this run; wait for it or end it, or give another --out"
 
 
@@ -159,6 +161,7 @@ class Run:
         check_search(self.request, task)
         prepared = task.prepare(first_request(self.request))
         refuse_explore(self.request, prepared.expression)
+        refuse_folds(self.request, task)
         if prepared.note:
             listeners.tell(prepared.note)
         quick = task.quick if self.request.effort else None
@@ -293,6 +296,39 @@ class Run:
         decisions.write_decisions(path, label_next.merge(before, made), raw_csv)
         return {"run": str(self.folder), "file": str(path), "kept": sum(bool(d.decision) for d in before), **summary}
 
+    def check_copy(self, out: str | Path) -> None:
+        """Refuse a cleaned copy that cannot be written, before anything is trained; see `data.cleaned`.
+
+        Raises:
+            DataError: its place is taken, or the data are no table of text and no folder.
+        """
+        cleaned.check_target(self.request.data, Path(out))
+
+    def write_cleaned(self, out: str | Path, action: str = decisions.DROP, path: str | Path | None = None) -> str:
+        """Write a copy of the data without the likely label errors; see `data.cleaned`.
+
+        Args:
+            out: The new file or folder.
+            action: ``drop``, ``relabel`` or ``set-aside``: what becomes of a likely error, or of what a person dropped.
+            path: A file of decisions, which are followed in place of all likely errors.
+
+        Returns:
+            What was done, in words.
+
+        Raises:
+            CheckpointError: the run is not finished, or has no scores of labels.
+            DataError: the copy cannot be written, or the data have changed.
+        """
+        if path is None:
+            rows = self.task.label_errors(self.folder)["labels"]
+            likely = {row["name"] or str(row["row"]): row for row in rows if row["score"] > LIKELY}
+            pairs = {name: (row["given"], row["suggested"]) for name, row in likely.items()}
+            made = cleaned.proposals(pairs, action)
+        else:
+            read = decisions.read_decisions(path, self.request.raw_csv).values()
+            made = cleaned.changes({decision.row: decision for decision in read}, action)
+        return cleaned.write_cleaned(self.request.data, self.request.target, made, Path(out))
+
     def review(self, out: str | Path | None = None, *, top: int | None = None, raw_csv: bool = False) -> Review:
         """The labels that a person should look at, and the file that the decisions go into; see `report.review.serve`.
 
@@ -351,3 +387,25 @@ class Run:
         if not isinstance(answers, Predictions):
             raise DataError(f"the model of {self.folder} writes texts; use `selfdistill predict`")
         return answers
+
+
+def examining_request(source: str, options: Mapping[str, Any]) -> Request:
+    """The request of a run that examines the labels of data: `elr` for networks that classify, without a baseline.
+
+    Values have no recipe of that kind: they are examined by folds.
+
+    Args:
+        source: The data.
+        options: Further fields of the request.
+
+    Raises:
+        DataError, RecipeError: the data cannot be read, or the recipe is of another task type.
+    """
+    request = Request(data=source, control=False, **options)
+    task = TASK_TYPES.of_request(request)
+    if request.method is not None or not task.cross_examined:
+        return request
+    data: Any = task.prepare(replace(request, method="plain()")).data
+    if data.task == "regress":
+        return replace(request, method="plain()", folds=request.folds or FOLDS)
+    return replace(request, method="elr()")
