@@ -19,6 +19,7 @@ from ..io.display import plural
 from .figures import bars, residuals
 from .layout import figure, matrix, paragraph, table
 
+BASELINES = ("plain", "the learner alone")  # among the models whose predictions a result holds
 SHOWN = 48  # rows whose labels look wrong on a page
 ASKED = {
     "classify": "Tell {classes} apart",
@@ -252,7 +253,8 @@ def errors_of_values(result: Mapping[str, Any]) -> list[str]:
     points = result.get("predicted") or {}
     if not points:
         return []
-    name = list(points)[-1]
+    own = [name for name in points if name not in BASELINES]
+    name = own[0] if own and result.get("chosen") != "plain" else next(iter(points))
     drawing = residuals(points[name], "errors by prediction")
     caption = (
         f"{name}, on up to 300 test rows: a cloud around the line at zero is what to hope for; a slope or a fan is not."
@@ -265,16 +267,12 @@ def importance(result: Mapping[str, Any]) -> list[str]:
     columns = result.get("importance", [])
     if not columns:
         return []
-    points = "accuracy" in result["test"]
-    scale, unit = (100.0, "points of accuracy") if points else (1.0, "of the RMSE")
+    share = "accuracy" in result["test"]
+    unit, scale = ("points worse", 100.0) if share else ("more RMSE", 1.0)
     shown = [
-        (
-            one["name"],
-            max(0.0, one["mean"]),
-            f"{scale * one['mean']:.3g} ± {scale * one['deviation']:.2g} {unit} worse without it",
-        )
+        (one["name"], max(0.0, one["mean"]), f"{scale * one['mean']:.3g} ± {scale * one['deviation']:.2g} {unit}")
         if one["mean"] > 0
-        else (one["name"], 0.0, "no worse without it")
+        else (one["name"], 0.0, "no worse")
         for one in columns[:20]
     ]
     caption = "How much worse the final model is on test rows with a column shuffled (permutation importance)."
