@@ -208,6 +208,36 @@ def forgetting(clock: TrainingClock, decay: float, steps: int = 2**20, least: fl
     return max(least, 1 - (1 - decay) * steps / clock.length)
 
 
+class Shares:
+    """The running mean of a plain loop's predictions, and predictions that are evened out by it."""
+
+    def __init__(self, decay: float = 0.999) -> None:
+        self.decay, self.mean = decay, torch.zeros(0)
+
+    def even(self, clock: TrainingClock, q: Tensor) -> Tensor:
+        d = forgetting(clock, self.decay)
+        self.mean = d * self.mean + (1 - d) * q.mean(0) if len(self.mean) else q.mean(0)
+        p = q / self.mean
+        return p / p.sum(1, keepdim=True)
+
+
+def bounded(run: Recorded, model: nn.Module, max_error: float) -> float:
+    """The least confidence from which the validation rows' error rate is at most so much, at level .05."""
+    with torch.no_grad():
+        p = copy.deepcopy(model).eval()(run.data.rows(run.data.audit)).softmax(1)
+    rows = sorted(
+        zip(p.amax(1).tolist(), (p.argmax(1) != run.data.y[run.data.audit]).tolist(), strict=True), reverse=True
+    )
+    limit, wrong = math.inf, 0
+    for n, (confidence, error) in enumerate(rows, 1):
+        wrong += error
+        likely = sum(math.comb(n, k) * max_error**k * (1 - max_error) ** (n - k) for k in range(wrong + 1))
+        if likely > 0.05 and n >= math.log(0.05) / math.log(1 - max_error):
+            break
+        limit = confidence if likely <= 0.05 else limit
+    return limit
+
+
 class Reservoir:
     """Past rows (x, y, logits) kept by a plain loop: each offered once, in the first epoch."""
 

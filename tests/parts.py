@@ -16,6 +16,7 @@ from selfdistill.gates import (
     Confidence,
     Confident,
     Correct,
+    ErrorBound,
     FallingLoss,
     LabelledShare,
     LowVariance,
@@ -114,7 +115,7 @@ GATES = [
     TruncatedGaussian(0.5, 2.0, False), FallingLoss(), FallingLoss(phase="floor"), Spared(), Singleton(), Unanimous(),
     LowVariance(), LowVariance(0.01, head="peers"), SmallLoss(), SmallLoss(0.5, 0.0, crossed=True), LabelledShare(),
     PeerShard(),
-    Bagged(), Bagged(0.3), CleanGradient("x"),
+    Bagged(), Bagged(0.3), CleanGradient("x"), ErrorBound(), ErrorBound(0.2, 0.1),
 ]  # fmt: skip
 TEACHERS = [
     Labels(), CurrentStudent(), CurrentStudent("weak"), CurrentStudent(head="exits"),

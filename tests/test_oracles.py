@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,6 @@ OTHER: dict[str, dict[str, Any]] = {
     "distil": {"alpha": 0.5, "temperature": 2.0},
     "dlb": {"alpha": 0.5, "temperature": 2.0},
     "elr": {"weight": 1.5, "decay": 0.9},
-    "fixmatch": {"confidence": 0.35, "weight": 0.5, "ratio": 2.0, "ramp": 0.7},
     "label_smoothing": {"smoothing": 0.3},
     "mutual": {"peers": 3, "weight": 0.5},
     "noisy_student": {
@@ -246,6 +246,21 @@ def test_rows_with_and_without_a_label_in_the_same_batch(name: str, monkeypatch:
     mixed = [bool((batch["x"].y < 0).any()) for _, batch in run.batches()]
     assert sum(mixed) > len(mixed) / 2
     agree(name, run, *find(name)(run))
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "pseudo_label", "uda"])
+def test_thresholds_that_follow_validation_rows(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Renewed after each epoch, across a resume too; pseudo-labels count once the model is right often enough."""
+    monkeypatch.setattr(harness, "EPOCHS", 6)
+    method = RECIPES[name](max_error=0.6)
+    run, cut = record(method, tmp_path / "run"), record(method, tmp_path / "cut", cut=17)
+    assert cut.losses == run.losses
+    agree(name, run, *find(name)(run, max_error=0.6))
+    assert differences(run, *find(name)(run, max_error=1e-9))[0] > 1e-4
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    thresholds = [next(iter(line["thresholds"].values())) for line in lines]
+    assert thresholds[0] is None
+    assert thresholds[-1] is not None
 
 
 def test_dlb_remembers_the_new_half_of_a_batch_that_has_a_sample_twice(monkeypatch: pytest.MonkeyPatch) -> None:

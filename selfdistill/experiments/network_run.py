@@ -828,6 +828,7 @@ def prepare(request: Request) -> NetworkRun:
     method = plain() if chooses else _read(expression)
     if request.targets is not None:
         method = _stored(method, request, data)
+    _refuse_following(request, method)
     data = with_clean_rows(data, method.views, request.seed)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
     spec = spec if spec is not None else warm_start.spec_of(request.init) if request.init else None
@@ -870,6 +871,12 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
                 f"every epoch; {'add --augment none' if default else 'leave --targets out'}"
             )
     return method
+
+
+def _refuse_following(request: Request, method: Method) -> None:
+    """Thresholds follow validation rows, and a training on all labelled rows has none."""
+    if request.refit and callbacks.error_bounds_of(method):
+        raise DataError("max_error follows validation rows, and --refit learns from all of them; leave one of them out")
 
 
 def _refuse_judging(request: Request, data: Data) -> None:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from ..core.parts import Always
 from .adaptive import ClassProgress, SelfAdaptive, TruncatedGaussian
-from .confidence import Agreement, Confidence, Confident, Correct, LowVariance, Precision, SmallLoss, Unanimous
+from .confidence import (
+    Agreement,
+    Confidence,
+    Confident,
+    Correct,
+    ErrorBound,
+    LowVariance,
+    Precision,
+    SmallLoss,
+    Unanimous,
+)
 from .labels import Annealed, Bagged, CleanGradient, FallingLoss, LabelledShare, PeerShard, Singleton, Spared
 
 __all__ = [
@@ -17,6 +27,7 @@ __all__ = [
     "Confidence",
     "Confident",
     "Correct",
+    "ErrorBound",
     "FallingLoss",
     "LabelledShare",
     "LowVariance",

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.parts import Always, BaseTerm, Gate
+from ..core.memory import Buffers
+from ..core.parts import Always, BaseTerm, BindArgs, Gate
 from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
 
-__all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct", "Precision"]
+__all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct", "ErrorBound", "Precision"]
 
 
 def _confidence(student: Tensor, target: Target) -> Tensor:
@@ -32,6 +33,44 @@ class Confident(Gate):
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return (_confidence(student, target) >= self.threshold).to(student.dtype)
+
+
+class _Limit(Buffers):
+    """The least confidence of a target; infinite as long as none is known to be enough."""
+
+    threshold: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.full((), math.inf))
+
+
+@dataclass(frozen=True)
+class ErrorBound(Gate[_Limit]):
+    """1 where the target's largest probability reaches a threshold that follows validation rows, else 0.
+
+    The threshold is the smallest confidence from which at most the share ``max_error`` of rows is predicted wrongly, by
+    the upper bound of Clopper and Pearson on the validation rows, wrong with a probability of at most ``level``. `fit`
+    renews it at the end of each epoch, from the student in eval mode; before, and where no confidence is enough, trust
+    is 0. Validation rows then teach which pseudo-labels count: a choice by the same rows is optimistic.
+
+    Raises:
+        RecipeError: an error rate or level outside (0, 1).
+    """
+
+    max_error: float = 0.05
+    level: float = 0.05
+    spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.max_error < 1.0 and 0.0 < self.level < 1.0):
+            raise RecipeError(f"max_error and level lie between 0 and 1, not {self.max_error} and {self.level}")
+
+    def start(self, model: nn.Module, args: BindArgs) -> _Limit:
+        return _Limit()
+
+    def weigh(self, state: _Limit, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        return (_confidence(student, target) >= state.threshold).to(student.dtype)
 
 
 @dataclass(frozen=True)

@@ -229,8 +229,8 @@ def born_again(
         xi: Share of the last generation's prediction in the target, in [0, 1]; the label has the rest.
         temperature: Temperature of both sides, above 0.
         loss: Distance from the last generation, 'kl' or 'ce'.
-        warm: Begin a generation with the weights of the last one, not with new ones. It then agrees with its teacher,
-            so that only labels teach: xi is below 1.
+        warm: Begin a generation with the weights of the last one, not with new ones. It then begins in agreement with
+            its teacher, so that with xi = 1 there is nothing to learn; give xi below 1.
 
     Returns:
         The method, with the terms ``label`` and ``past``.
@@ -244,11 +244,7 @@ def born_again(
     if loss not in losses:
         raise RecipeError(f"born_again compares by loss='kl' or loss='ce', not {loss!r}")
     method = _generations(generations, xi, losses[loss])
-    if not warm:
-        return method
-    if xi == 1.0:
-        raise RecipeError("a warm generation begins as its teacher, and with xi=1 nothing else teaches; give xi=0.5")
-    return replace(method, wrap_model=WarmGenerations())
+    return replace(method, wrap_model=WarmGenerations()) if warm else method
 
 
 def tf_kd(alpha: Share = 0.95, temperature: Positive = 6.0) -> Method:
@@ -310,8 +306,9 @@ def mixed(xi: float = 0.5, generations: Count = 2) -> Method:
 
 
 def self_training(
-    generations: Count = 11, keep: str = "accumulate", hard: bool = False, fresh: Size = 120, weight: NonNegative = 1.0
-) -> Method:
+    generations: Count = 11, keep: str = "accumulate", hard: bool = False, fresh: Size = 120, weight: NonNegative = 1.0,
+    augment: str = "default",
+) -> Method:  # fmt: skip
     """Repeated self-training: each generation starts afresh and learns pseudo-labels of the last accepted one.
 
     Equation::
@@ -332,6 +329,7 @@ def self_training(
         hard: Whether a pseudo-label is the best class; otherwise the probabilities.
         fresh: Number of new rows that each generation labels, 1 or more.
         weight: Weight w of pseudo-labelled rows, 0 or more.
+        augment: Augmentation of all rows: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``pseudo``.
@@ -352,6 +350,6 @@ def self_training(
                 InheritedPseudoLabels(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()
             ),
         },
-        views=Views((View("x", "chosen"),)),
+        views=Views((View("x", "chosen", augment),)),
         generations=generations,
     )

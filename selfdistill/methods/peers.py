@@ -18,7 +18,7 @@ from .controls import supervised
 
 def co_training(
     confidence: Share = 0.95, weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio | None = None,
-    ramp: Share = 0.4,
+    ramp: Share = 0.4, labelled: str = "default", unlabelled: str = "default",
 ) -> Method:  # fmt: skip
     """Co-training: each of two networks learns the labels that the other one gives with confidence.
 
@@ -36,6 +36,8 @@ def co_training(
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 7 in a run of
             2^20 steps and fewer in a shorter one.
         ramp: Share of the training in which the weight rises from 0, in [0, 1].
+        labelled, unlabelled: Augmentation of labelled and of unlabelled rows: 'default' (as the data), 'none', 'weak',
+            'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``other``.
@@ -51,13 +53,14 @@ def co_training(
     >>> co_training(confidence=0.8).terms["other"].gate
     Confident(threshold=0.8)
     """
-    method = _each_other(2, Confident(confidence), Rise(weight, ramp), share, ratio)
+    method = _each_other(2, Confident(confidence), Rise(weight, ramp), share, ratio, (labelled, unlabelled))
     return replace(method, least=LeastSteps("co_training", 500))
 
 
 def tri_training(
-    weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio | None = None, ramp: Share = 0.4
-) -> Method:
+    weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio | None = None, ramp: Share = 0.4,
+    labelled: str = "default", unlabelled: str = "default",
+) -> Method:  # fmt: skip
     """Tri-training: each of three networks learns the labels on which the other two agree.
 
     Equation::
@@ -73,6 +76,8 @@ def tri_training(
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 7 in a run of
             2^20 steps and fewer in a shorter one.
         ramp: Share of the training in which the weight rises from 0, in [0, 1].
+        labelled, unlabelled: Augmentation of labelled and of unlabelled rows: 'default' (as the data), 'none', 'weak',
+            'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``other``.
@@ -89,19 +94,23 @@ def tri_training(
     >>> tri_training().wrap_model
     Group(peers=3)
     """
-    method = _each_other(3, Unanimous(), Rise(weight, ramp), share, ratio)
+    method = _each_other(3, Unanimous(), Rise(weight, ramp), share, ratio, (labelled, unlabelled))
     return replace(method, least=LeastSteps("tri_training", 500))
 
 
-def _each_other(peers: int, gate: Confident | Unanimous, weight: Schedule, share: float, ratio: float | None) -> Method:
+def _each_other(
+    peers: int, gate: Confident | Unanimous, weight: Schedule, share: float, ratio: float | None,
+    augment: tuple[str, str],
+) -> Method:  # fmt: skip
     """Labels on the rows that each has drawn, and of the others on unlabelled rows; a sum over the peers."""
     bag, hard = Bagged(share), CrossEntropy(hard=True)
+    rows = View("labelled", "labelled", augment[0]), View("unlabelled", "unlabelled", augment[1])
     return Method(
         {
             "label": supervised("labelled", "peers", gate=bag, weight=float(peers), reduction=PerTrust()),
             "other": Term(OtherPeers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
         },
-        views=Views((View("labelled"), View("unlabelled", "unlabelled")), BudgetRatio(7.0) if ratio is None else ratio),
+        views=Views(rows, BudgetRatio(7.0) if ratio is None else ratio),
         wrap_model=Group(peers),
     )
 

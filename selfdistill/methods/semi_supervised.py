@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..core.objective import LeastSteps, Method
-from ..core.parts import Always, Gate, Loss, PerTrust, PerView, Schedule, Term
-from ..gates import Annealed, Confident, LabelledShare
+from ..core.parts import Always, Gate, Loss, PerTrust, PerView, Schedule, Teacher, Term
+from ..gates import Annealed, Confident, ErrorBound, LabelledShare
 from ..io.expressions import Count, Extras, NonNegative, Positive, Ratio, Share
 from ..losses import CrossEntropy, Entropy, Excluding, Sharpened, Squared
 from ..models.peers import Paired
 from ..schedules import After, Ramp, Rise, RunDecay, ShortRun, Until
-from ..teachers import CertainLabels, CurrentStudent, Ema, Labels, PseudoLabels
+from ..teachers import CertainLabels, ClassAligned, CurrentStudent, Ema, Labels, PseudoLabels
 from ..terms import Feedback, Perturbed
 from ..views import BudgetRatio, View, Views, two, weak_strong
 from .controls import supervised
@@ -34,13 +34,32 @@ def risen(weight: float, ramp: float, steps: int = 2**20) -> Schedule:
     return ShortRun(Rise(weight, 0.0), ramp, steps)
 
 
-def weak_to_strong(loss: Loss, gate: Gate, weight: float | Schedule) -> Term:
+def threshold(confidence: float, max_error: float | None) -> Gate:
+    """The gate of pseudo-labels: by a confidence, or by the error rate that validation rows show.
+
+    >>> threshold(0.95, None), threshold(0.95, 0.1)
+    (Confident(threshold=0.95), ErrorBound(max_error=0.1, level=0.05))
+    """
+    return Confident(confidence) if max_error is None else ErrorBound(max_error)
+
+
+def balanced(teacher: Teacher, balance: str) -> Teacher:
+    """A teacher whose classes are as frequent as ``balance`` says: 'uniform', as the 'labels', or '' for as they come.
+
+    >>> balanced(CurrentStudent(), "labels").to
+    'labels'
+    """
+    return ClassAligned(teacher, RunDecay(0.999, 2**20), balance) if balance else teacher
+
+
+def weak_to_strong(loss: Loss, gate: Gate, weight: float | Schedule, balance: str = "") -> Term:
     """The prediction for the weak view of an unlabelled row as the target of its strong view.
 
     Args:
         loss: The loss between target and student.
         gate: How far each target is trusted.
         weight: The term's weight, 0 or more.
+        balance: The class shares of the targets; see `balanced`.
 
     Returns:
         The term.
@@ -48,15 +67,16 @@ def weak_to_strong(loss: Loss, gate: Gate, weight: float | Schedule) -> Term:
     >>> weak_to_strong(CrossEntropy(hard=True), Confident(0.95), 1.0).view
     'strong'
     """
-    return Term(CurrentStudent(view="weak"), loss, view="strong", gate=gate, weight=weight)
+    return Term(balanced(CurrentStudent(view="weak"), balance), loss, view="strong", gate=gate, weight=weight)
 
 
-def matching(gate: Gate, weight: float | Schedule) -> dict[str, Term]:
+def matching(gate: Gate, weight: float | Schedule, balance: str = "") -> dict[str, Term]:
     """The terms of FixMatch and of those that differ from it by their gate.
 
     Args:
         gate: How far each pseudo-label is trusted.
         weight: Weight of the pseudo-labels, 0 or more.
+        balance: The class shares of the pseudo-labels; see `balanced`.
 
     Returns:
         ``label`` on labelled rows, and ``pseudo``: the best class of the weak view for the strong one.
@@ -64,7 +84,7 @@ def matching(gate: Gate, weight: float | Schedule) -> dict[str, Term]:
     >>> list(matching(Confident(0.95), 1.0))
     ['label', 'pseudo']
     """
-    return {"label": supervised("labelled"), "pseudo": weak_to_strong(CrossEntropy(hard=True), gate, weight)}
+    return {"label": supervised("labelled"), "pseudo": weak_to_strong(CrossEntropy(hard=True), gate, weight, balance)}
 
 
 def mean_teacher(
@@ -125,6 +145,7 @@ def ups(
     passes: Count = 10,
     balanced: Extras = 6,
     fewest: Extras = 25,
+    augment: str = "default",
 ) -> Method:
     """Uncertainty-aware pseudo-labels: dropout passes decide which classes a row certainly has or has not.
 
@@ -146,6 +167,7 @@ def ups(
         balanced: Number of generations, from the first with pseudo-labels on, in which every class has as many as the
             smallest one, 0 or more.
         fewest: Number of pseudo-labels that a class keeps however few another one has, 0 or more.
+        augment: Augmentation of all rows: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``excluded``.
@@ -166,7 +188,7 @@ def ups(
             "label": Term(CertainLabels(*thresholds), CrossEntropy()),
             "excluded": Term(CertainLabels(*thresholds, excludes=True), Excluding()),
         },
-        views=Views((View("x", "union"),)),
+        views=Views((View("x", "union", augment),)),
         generations=generations,
     )
 
@@ -217,7 +239,7 @@ def pi_model(
 
 def vat(
     size: float = 8.0, weight: NonNegative = 1.0, iterations: Count = 1, entropy: float = 0.0,
-    ratio: Ratio | None = None, ramp: Share = 0.4,
+    ratio: Ratio | None = None, ramp: Share = 0.4, labelled: str = "default", unlabelled: str = "default",
 ) -> Method:  # fmt: skip
     """Virtual adversarial training: predictions stay the same under the small perturbation that changes them most.
 
@@ -236,6 +258,8 @@ def vat(
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 4 in a run of
             48,000 steps and fewer in a shorter one.
         ramp: Share of a short run in which the weight rises, in [0, 1]; it shrinks to 0 at 48,000 steps.
+        labelled, unlabelled: Augmentation of labelled and of unlabelled rows: 'default' (as the data), 'none', 'weak',
+            'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the terms ``label`` and ``adversarial``.
@@ -257,7 +281,8 @@ def vat(
     if entropy:
         terms["entropy"] = Term(CurrentStudent(), Entropy(), view="unlabelled", weight=risen(entropy, ramp, VAT))
     several = BudgetRatio(4.0, VAT) if ratio is None else ratio
-    return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), several))
+    rows = View("labelled", "labelled", labelled), View("unlabelled", "unlabelled", unlabelled)
+    return Method(terms, views=Views(rows, several))
 
 
 def uda(
@@ -270,6 +295,8 @@ def uda(
     labelled: str = "default",
     weak: str = "default",
     strong: str = "strong",
+    max_error: Share | None = None,
+    balance: str = "",
 ) -> Method:
     """Unsupervised data augmentation: the sharpened prediction for the weak view is the target of the strong one.
 
@@ -290,6 +317,10 @@ def uda(
         ramp: Share of a short run in which the weight rises, in [0, 1]; it shrinks to 0 at 500,000 steps.
         labelled, weak, strong: Augmentation of labelled rows and of both views of unlabelled ones: 'default' (as the
             data), 'none', 'weak', 'strong', 'crop' or 'local'.
+        max_error: Largest error rate of the pseudo-labels, in (0, 1), bounded on validation rows after each epoch: it
+            sets the threshold in place of ``confidence``, see `ErrorBound`; left open, ``confidence`` does.
+        balance: Class shares that the pseudo-labels keep, so that they do not become one class: 'uniform', those of the
+            'labels', or '' for as they come; see `ClassAligned`.
 
     Returns:
         The method, with the terms ``label`` and ``consistency``.
@@ -305,11 +336,11 @@ def uda(
     Annealed(schedule='log')
     """
     label_gate = Annealed(annealing) if annealing else Always()
-    sharpened, gate = Sharpened(CrossEntropy(), temperature), Confident(confidence)
+    sharpened, gate = Sharpened(CrossEntropy(), temperature), threshold(confidence, max_error)
     return Method(
         {
             "label": supervised("labelled", gate=label_gate, reduction=PerTrust()),
-            "consistency": weak_to_strong(sharpened, gate, risen(weight, ramp, UDA)),
+            "consistency": weak_to_strong(sharpened, gate, risen(weight, ramp, UDA), balance),
         },
         views=weak_strong(ratio, labelled, weak, strong, UDA),
     )
@@ -383,7 +414,15 @@ def meta_pseudo_labels(
 
 
 def pseudo_label(
-    weight: NonNegative = 3.0, start: float = 0.1, end: float = 0.6, ratio: Ratio | None = None, confidence: Share = 0.0
+    weight: NonNegative = 3.0,
+    start: float = 0.1,
+    end: float = 0.6,
+    ratio: Ratio | None = None,
+    confidence: Share = 0.0,
+    labelled: str = "default",
+    unlabelled: str = "default",
+    max_error: Share | None = None,
+    balance: str = "",
 ) -> Method:
     """Pseudo-label: the model's own best class is the label of an unlabelled row, with a weight that rises.
 
@@ -399,6 +438,12 @@ def pseudo_label(
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100; left open, 8 in a run of
             2^20 steps and fewer in a shorter one.
         confidence: Threshold c of the pseudo-labels, in [0, 1]; 0 takes all.
+        labelled, unlabelled: Augmentation of labelled and of unlabelled rows: 'default' (as the data), 'none', 'weak',
+            'strong', 'crop' or 'local'.
+        max_error: Largest error rate of the pseudo-labels, in (0, 1), bounded on validation rows after each epoch: it
+            sets the threshold in place of ``confidence``, see `ErrorBound`; left open, ``confidence`` does.
+        balance: Class shares that the pseudo-labels keep, so that they do not become one class: 'uniform', those of the
+            'labels', or '' for as they come; see `ClassAligned`.
 
     Returns:
         The method, with the terms ``label`` and ``pseudo``.
@@ -414,20 +459,22 @@ def pseudo_label(
     >>> pseudo_label().terms["pseudo"].weight
     Rise(peak=3.0, share=0.6, start=0.1)
     """
-    gate, hard = Confident(confidence), CrossEntropy(hard=True)
+    gate, hard, teacher = threshold(confidence, max_error), CrossEntropy(hard=True), balanced(CurrentStudent(), balance)
+    rows = View("labelled", "labelled", labelled), View("unlabelled", "unlabelled", unlabelled)
     return Method(
         {
             "label": supervised("labelled"),
-            "pseudo": Term(CurrentStudent(), hard, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
+            "pseudo": Term(teacher, hard, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
-        views=Views((View("labelled"), View("unlabelled", "unlabelled")), BudgetRatio(8.0) if ratio is None else ratio),
+        views=Views(rows, BudgetRatio(8.0) if ratio is None else ratio),
         least=LeastSteps("pseudo_label", 1000),
     )
 
 
 def fixmatch(
     confidence: Share = 0.95, weight: NonNegative = 1.0, ratio: Ratio | None = None, ramp: Share = 0.4,
-    labelled: str = "default", weak: str = "default", strong: str = "strong",
+    labelled: str = "default", weak: str = "default", strong: str = "strong", max_error: Share | None = None,
+    balance: str = "",
 ) -> Method:  # fmt: skip
     """FixMatch: the confident best class of the weak view is the target of the strong one.
 
@@ -446,6 +493,10 @@ def fixmatch(
         ramp: Share of a short run in which the weight rises, in [0, 1]; it shrinks to 0 at 2^20 steps.
         labelled, weak, strong: Augmentation of labelled rows and of both views of unlabelled ones: 'default' (as the
             data), 'none', 'weak', 'strong', 'crop' or 'local'.
+        max_error: Largest error rate of the pseudo-labels, in (0, 1), bounded on validation rows after each epoch: it
+            sets the threshold in place of ``confidence``, see `ErrorBound`; left open, ``confidence`` does.
+        balance: Class shares that the pseudo-labels keep, so that they do not become one class: 'uniform', those of the
+            'labels', or '' for as they come; see `ClassAligned`.
 
     Returns:
         The method, with the terms ``label`` and ``pseudo``.
@@ -460,7 +511,7 @@ def fixmatch(
     >>> fixmatch(confidence=0.8).terms["pseudo"].gate
     Confident(threshold=0.8)
     """
-    terms = matching(Confident(confidence), risen(weight, ramp))
+    terms = matching(threshold(confidence, max_error), risen(weight, ramp), balance)
     return Method(terms, views=weak_strong(ratio, labelled, weak, strong))
 
 
@@ -511,7 +562,9 @@ def noisy_student(
     )
 
 
-def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, confidence: Share = 0.0) -> Method:
+def curriculum(
+    stages: Count = 5, balanced: bool = True, hard: bool = True, confidence: Share = 0.0, augment: str = "default"
+) -> Method:
     """Curriculum labelling: each stage starts afresh with more of the pseudo-labels, the most confident first.
 
     Equation::
@@ -527,6 +580,7 @@ def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, conf
         balanced: Whether as many rows of each class are chosen.
         hard: Whether a pseudo-label is the best class; otherwise the probabilities.
         confidence: Least probability c of a pseudo-label's class, in [0, 1].
+        augment: Augmentation of all rows: 'default' (as the data), 'none', 'weak', 'strong', 'crop' or 'local'.
 
     Returns:
         The method, with the term ``label``.
@@ -545,6 +599,6 @@ def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, conf
     teacher = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
         {"label": Term(teacher, CrossEntropy())},
-        views=Views((View("x", "union"),)),
+        views=Views((View("x", "union", augment),)),
         generations=stages + 1,
     )

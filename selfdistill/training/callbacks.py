@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import distributed
+from ..core.objective import Method
 from ..core.step import Passes, TrainingClock, members
 from ..core.vitals import TermHealth, interval, summarise
 from ..data.dataset import Data
-from ..errors import CheckpointError, VitalsError
+from ..errors import CheckpointError, DataError, VitalsError
 from ..evaluation import linear_probe
 from ..evaluation.audit import whole_classes
+from ..evaluation.label_next import fewest_rows, safe_labels
 from ..evaluation.predict import is_better, predict_rows, task_outputs
+from ..gates import ErrorBound
 from ..io.run_record import read_lines, read_record
 from ..io.tensors import digest
 from ..models.peers import PeerModels
@@ -205,15 +208,54 @@ MOST = 1000  # rows on which the diversity of peers is measured
 HEADS = {"classify": "peers", "regress": "peer_values"}
 
 
+ALIKE, ONE_VOICE = 0.01, 0.001  # distance of peers over their uncertainty: below these they are nearly, and quite, one
+
+
 class Diversity(Callback):
-    """Logs how far peers differ: in the linear theory equal peers bring no gain at all."""
+    """Logs how far peers differ: in the linear theory equal peers bring no gain at all.
+
+    Peers that taught each other until they say the same, though they are not sure, are told; a run in which they still
+    do an epoch later is stopped.
+    """
 
     def __init__(self, data: Data) -> None:
         self.data = data
 
     def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         diversity = measure_diversity(state.model, self.data, state.device)
+        uncertainty = diversity.pop("uncertainty", 0.0)
         entry |= {"diversity": diversity} if diversity else {}
+        taught = any(term.head in HEADS.values() for term in state.method.terms.values())
+        if not diversity or not taught or not state.settings.vitals or clock.step + 1 < SETTLED:
+            return
+        if diversity["distance"] < ALIKE * uncertainty:
+            diversity["uncertainty"] = uncertainty
+            of_epochs = [line.get("diversity", {}) for line in state.history if line["generation"] == clock.generation]
+            warning = alike(diversity, of_epochs[-1] if of_epochs else {})
+            if not any("uncertainty" in earlier for earlier in of_epochs):
+                entry["warnings"] = [*entry.get("warnings", []), warning]
+
+
+def alike(diversity: Mapping[str, float], before: Mapping[str, float]) -> str:
+    """The warning about peers that say nearly the same though they are not sure.
+
+    Args:
+        diversity: their ``distance`` and ``uncertainty``.
+        before: those of the epoch before; without an ``uncertainty`` where the peers still differed.
+
+    Raises:
+        VitalsError: they say the same in both epochs.
+
+    >>> alike({"distance": 0.001, "uncertainty": 0.2}, {"distance": 0.1}).partition(":")[0]
+    'the peers are nearly one model'
+    """
+    reason = (
+        f"their predictions differ by {diversity['distance']:.2g} and are uncertain by {diversity['uncertainty']:.2g}, "
+        "so they teach each other nothing; weigh what peers say less, or give them other rows or networks"
+    )
+    if all(d["distance"] < ONE_VOICE * d.get("uncertainty", 0.0) for d in (diversity, before) if d) and before:
+        raise VitalsError("equal-peers", f"equal-peers: the peers are one model: {reason}")
+    return f"the peers are nearly one model: {reason}"
 
 
 def pairwise(outputs: Tensor, task: str = "classify") -> dict[str, float]:
@@ -244,11 +286,16 @@ def pairwise(outputs: Tensor, task: str = "classify") -> dict[str, float]:
 def measure_diversity(model: nn.Module, data: Data, device: torch.device | str = "cpu") -> dict[str, float]:
     """`pairwise` of a group's members on rows of the audit split, or of the training rows where nothing is audited.
 
+    Of classes ``uncertainty`` is 1 minus the largest probability of their mean.
+
     Nothing for a model that is no group, or one whose members speak of a mean and a variance.
     """
     rows = (data.audit if len(data.audit) else data.labelled)[:MOST]
     outputs = peer_outputs(model, data, rows, device)
-    return {} if outputs is None else pairwise(outputs, data.task)
+    figures = {} if outputs is None else pairwise(outputs, data.task)
+    if outputs is not None and "disagreement" in figures:
+        figures["uncertainty"] = 1.0 - float(outputs.mean(1).amax(-1).mean())
+    return figures
 
 
 def peer_outputs(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor | None:
@@ -257,6 +304,40 @@ def peer_outputs(model: nn.Module, data: Data, ids: Tensor, device: torch.device
         return None
     outputs = predict_rows(model, data, ids, HEADS[data.task], device)
     return F.softmax(outputs, dim=-1) if data.task == "classify" else outputs
+
+
+class ValidatedThresholds(Callback):
+    """Renews the thresholds of the gates `ErrorBound` from the validation rows after each epoch."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def before_training(self, state: RunState) -> None:
+        rows = len(self.data.audit)
+        for name, gate in error_bounds_of(state.method):
+            if rows < (fewest := fewest_rows(gate.max_error, gate.level)):
+                raise DataError(
+                    f"term {name!r}: an error rate of {gate.max_error:g} is certain from {fewest} validation rows on, "
+                    f"all of them right, and {self.data.name} has {rows}; give more by --validation, or a larger "
+                    "max_error"
+                )
+
+    def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
+        gates, data = error_bounds_of(state.method), self.data
+        if not gates:
+            return
+        outputs = task_outputs(state.model, data, data.audit, state.device)
+        state.passes += Passes(evaluation=members(state.model) * len(data.audit))
+        for name, gate in gates:
+            safe = safe_labels(F.softmax(outputs, dim=-1), data.y[data.audit], gate.max_error, gate.level)
+            entry.setdefault("thresholds", {})[name] = safe.threshold
+            limit = math.inf if safe.threshold is None else safe.threshold
+            state.objective.state_of(name, gate).threshold.fill_(limit)
+
+
+def error_bounds_of(method: Method) -> list[tuple[str, ErrorBound]]:
+    """The gates of a method whose thresholds follow validation rows, by the names of their terms."""
+    return [(name, term.gate) for name, term in method.terms.items() if isinstance(term.gate, ErrorBound)]
 
 
 ONE = 0.9  # share of the rows above which answers are called one class

@@ -30,6 +30,7 @@ from ..evaluation.predict import losses as row_losses
 from ..methods.controls import plain
 from ..methods.validate import check_method
 from . import budget
+from .callbacks import error_bounds_of
 from .fit import Result, fit
 from .settings import Settings
 
@@ -94,12 +95,14 @@ def every_label(data: Data) -> Data:
     return replace(data, labelled=torch.cat([data.labelled, data.test]).sort().values, test=data.test[:0])
 
 
-def _without(data: Data, held: Tensor) -> Data:
+def _without(data: Data, held: Tensor, method: Method) -> Data:
     """The same data, of which the held rows audit and neither teach nor weigh others.
 
     Raises:
-        DataError: they are all the rows with clean labels.
+        DataError: they are all the rows with clean labels, or the method's thresholds follow the rows that audit.
     """
+    if error_bounds_of(method):
+        raise DataError("thresholds by max_error follow the rows that folds judge by; leave max_error or the folds out")
     clean = difference(data.clean, held)
     if len(data.clean) and not len(clean):
         raise DataError(f"{data.name}: a fold holds all rows with clean labels; let a person decide more of them")
@@ -160,7 +163,7 @@ def crossfit(
     plain_losses = [0.0] * len(ids)
     results: list[Result] = []
     for k in range(folds):
-        remainder = _without(pooled, ids[fold == k])
+        remainder = _without(pooled, ids[fold == k], method)
         positions, name = torch.nonzero(fold == k).squeeze(1).tolist(), f"fold {k + 1} of {folds}"
         options = {**settings, "audit": "off", "resume": True, "device": device, "warn": warn}
         result = fit(build, remainder, method, out=out / str(k), progress=make(name), **options)
@@ -207,7 +210,7 @@ def train_without_fold(
     labels = y if data.task == "classify" else torch.zeros_like(y)
     groups = None if data.groups is None else data.groups[ids]
     places = parts(labels, folds, int(settings.get("seed", 0)), data.classes, groups)
-    remainder = _without(pooled, ids[places == fold])
+    remainder = _without(pooled, ids[places == fold], method)
     result = fit(build, remainder, method, out=out, **{**settings, "audit": "off"})
     measure = measure_for(data.task, settings.get("audit_measure"))
     losses = _held_out_losses(result, result.generations[-1].weights, remainder, measure)

@@ -24,7 +24,15 @@ from ..models.peers import PeerModels
 from ..teachers.cached import fixed_views
 from ..teachers.generations import ensemble_teacher
 from ..teachers.self_training import InheritedPseudoLabels
-from .callbacks import AuditedClasses, AuditNotice, ChanceCheck, Diversity, FreshStart, LinearProbe
+from .callbacks import (
+    AuditedClasses,
+    AuditNotice,
+    ChanceCheck,
+    Diversity,
+    FreshStart,
+    LinearProbe,
+    ValidatedThresholds,
+)
 from .drift import DriftMonitor
 from .preflight import check_memory, dry_run
 from .settings import PRECISIONS
@@ -187,6 +195,7 @@ class NetworkTask(Task):
             FreshStart(),
             DryRun(self),
             AuditedClasses(data),
+            ValidatedThresholds(data),
             AuditNotice(self.audit_rows, len(data.labelled)),
             PoolNotice(data),
             LengthWarning(),

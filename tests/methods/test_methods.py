@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,22 @@ from torch import Tensor, nn
 
 from selfdistill import methods
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Term, value_at
-from selfdistill.core.step import TrainingClock
+from selfdistill.core.outputs import space_of
+from selfdistill.core.parts import GenerationData, Term, value_at
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SelfdistillError
 from selfdistill.gates import SelfAdaptive
 from selfdistill.io.expressions import parse_expression
 from selfdistill.teachers import FrozenCopy
 from selfdistill.testing.conformance import check_method, check_value, names
 from selfdistill.testing.specimens import batch_for, built, maps_of, pool, same_bits, specimen, storages, tiny
+from selfdistill.views import AUGMENT
 from tests.test_oracles import setting
 
 RECIPES = methods.recipes()
 #: every argument changed; a recipe that is not here gets its settings from its oracle, or from `changed`
 CHANGED: dict[str, dict[str, Any]] = {
-    "born_again": {"generations": 3, "xi": 0.25, "temperature": 2.5, "loss": "ce"},
+    "born_again": {"generations": 3, "xi": 0.25, "temperature": 2.5, "loss": "ce", "warm": True},
     "byot": {"alpha": 0.4, "temperature": 2.0, "feature": 0.001},
     "cs_kd": {"weight": 2.0, "temperature": 3.0},
     "curriculum": {"stages": 3, "balanced": False, "hard": False, "confidence": 0.3},
@@ -42,6 +45,8 @@ CHANGED: dict[str, dict[str, Any]] = {
         "labelled": "strong",
         "weak": "weak",
         "strong": "crop",
+        "max_error": 0.2,
+        "balance": "uniform",
     },
     "label_smoothing": {"smoothing": 0.3},
     "mean_teacher": {"weight": 3.0, "decay": 0.9, "ramp": 0.5, "labelled": 0.3, "augment": "strong"},
@@ -313,3 +318,57 @@ def test_an_argument_is_the_same_in_every_run():
         assert isinstance(term, Term)
         assert isinstance(term.gate, SelfAdaptive)
         assert (term.gate.decay, method.views.ratio_at(steps)) == (0.5, 3.0)
+
+
+def predicted_classes(balance: str, seed: int) -> Tensor:
+    """The classes (232,) that a model predicts which begins by calling all rows one, and learns what it says itself."""
+    generator = torch.Generator().manual_seed(seed)
+    y, ids = torch.arange(240) % 4, torch.arange(240)
+    x = torch.randn(4, 6, generator=generator)[y] + torch.randn(240, 6, generator=generator) + 1.0
+    torch.manual_seed(seed)
+    model = nn.Linear(6, 4)
+    model.bias.data[0] += 2.0
+    method = methods.pseudo_label(weight=10.0, start=0.0, end=0.0, balance=balance)
+    objective = method.bind(model, clock=TrainingClock(steps=60), vitals=False)
+    objective.prepare(GenerationData(ids[8:], lambda *_: x, objective.clock, ids[:8], targets=y[:8]))
+    batch = Batch({"labelled": Rows(x[:8], y[:8], ids[:8]), "unlabelled": Rows(x[8:], torch.full((232,), -1), ids[8:])})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective(batch).backward()
+        optimizer.step()
+        objective.update()
+    return torch.as_tensor(model(x[8:]).argmax(1))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("balance", ["uniform", "labels"])
+def test_balanced_pseudo_labels_do_not_collapse_to_one_class(balance, seed):
+    """Where they do without the balance: all rows are of the class that the model began with."""
+    assert predicted_classes("", seed).bincount(minlength=4)[0] > 0.97 * 232
+    assert predicted_classes(balance, seed).bincount(minlength=4).max() < 0.5 * 232
+
+
+def test_a_balance_that_is_none_is_refused():
+    with pytest.raises(RecipeError, match="'uniform' or 'labels', not 'even'"):
+        methods.fixmatch(balance="even")
+    with pytest.raises(RecipeError, match="between 0 and 1"):
+        methods.uda(max_error=0.0)
+
+
+def reads_unlabelled(recipe: Callable[..., Method]) -> bool:
+    """Whether a recipe of classes learns from unlabelled rows."""
+    needed = [p for p in inspect.signature(recipe).parameters.values() if p.default is p.empty]
+    if needed:
+        return False
+    method = recipe()
+    heads = {space_of(term.head) for term in method.terms.values()}
+    return method.views.need_unlabelled() and "gaussian" not in heads
+
+
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if reads_unlabelled(r)])
+def test_the_augmentation_of_each_view_of_unlabelled_rows_is_an_argument(name: str) -> None:
+    recipe = RECIPES[name]
+    names = [key for key, p in inspect.signature(recipe).parameters.items() if p.default in AUGMENT]
+    views = recipe(**dict.fromkeys(names, "none")).views.views
+    assert [view.augment for view in views] == ["none"] * len(views)

@@ -18,7 +18,7 @@ from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, Loss, Teacher, Term
 from selfdistill.core.step import Forward, TrainingClock
 from selfdistill.core.targets import Target
-from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
+from selfdistill.errors import RecipeError, SelfdistillError, SpaceError, VitalsError
 from selfdistill.experiments.network_run import gain
 from selfdistill.losses import KL, CrossEntropy, DirichletNLL, KLFromStudent, LogOneMinusInner, PrototypeCrossEntropy
 from selfdistill.methods import recipes
@@ -29,6 +29,7 @@ from selfdistill.models.registry import parse
 from selfdistill.teachers import Combined, CurrentStudent, GenerationEnsemble, Labels, Members, Stale
 from selfdistill.teachers.committee import best_weights, convex
 from selfdistill.terms import Cooling, RowMeanCooling
+from selfdistill.training import callbacks
 from selfdistill.training.callbacks import pairwise
 from tests.harness import record, tiny_data
 from tests.oracles import kdcl as kdcl_oracle
@@ -330,6 +331,22 @@ def test_diversity_is_in_the_log_of_every_group() -> None:
             assert 0 <= line["diversity"]["disagreement"] <= 1
     plain = fit(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), tiny_data(0), recipes()["plain"](), epochs=1)
     assert "diversity" not in plain.history[0]
+
+
+def test_peers_that_have_become_one_are_told_and_then_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where they are not sure, only once they have learnt something, and only a second time in a row."""
+    figures = {"distance": 1e-6, "disagreement": 0.0, "uncertainty": 0.4}
+    monkeypatch.setattr(callbacks, "measure_diversity", lambda *_: dict(figures))
+    options: dict[str, Any] = {"batch_size": 22, "audit": "off", "device": "cpu"}
+    lines = list[str]()
+    with pytest.raises(VitalsError, match="equal-peers: the peers are one model") as caught:
+        fit(flat, tiny_data(0), recipes()["mutual"](), epochs=40, warn=lines.append, **options)
+    assert "\n" not in str(caught.value)
+    assert [line for line in lines if "the peers are nearly one model" in line] == lines[-1:]
+    fit(flat, tiny_data(0), recipes()["mutual"](), epochs=40, vitals=False, **options)
+    figures["uncertainty"] = 1e-5  # they agree since they are sure
+    result = fit(flat, tiny_data(0), recipes()["mutual"](), epochs=40, **options)
+    assert all("uncertainty" not in line["diversity"] for line in result.history)
 
 
 def test_peers_that_do_not_fit_are_refused_after_the_first(monkeypatch):

@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.harness import CLASSES, Recorded, beside, risen
+from tests.harness import CLASSES, Recorded, Shares, beside, bounded, risen
 
-OTHER = {"confidence": 0.33, "temperature": 0.7, "weight": 0.5, "annealing": "log", "ratio": 2.0, "ramp": 0.7}
+OTHER = {
+    "confidence": 0.33, "temperature": 0.7, "weight": 0.5, "annealing": "log", "ratio": 2.0, "ramp": 0.7,
+    "balance": "uniform",
+}  # fmt: skip
 
 
 def oracle(
@@ -21,16 +24,21 @@ def oracle(
     annealing: str = "",
     ratio: float | None = None,
     ramp: float = 0.4,
+    max_error: float | None = None,
+    balance: str = "",
 ) -> tuple[list[float], nn.Module]:
-    model = run.model()
+    model, shares = run.model(), Shares()
+    limit = confidence if max_error is None else float("inf")
     optimizer, losses = run.optimizer(model), list[float]()
     for clock, batch in run.batches():
         x, y, weak, strong = batch["labelled"].x, batch["labelled"].y, batch["weak"].x, batch["strong"].x
         assert len(weak) == beside(clock, ratio, 7.0, 500_000)
         z, s, w = model(torch.cat([x, strong, weak])).split([len(x), len(strong), len(weak)])
         q = w.detach().softmax(1)
-        sharp = (w.detach() / temperature).softmax(1)
-        each = -(sharp * s.log_softmax(1)).sum(1) * (q.amax(1) >= confidence)
+        q = shares.even(clock, q) if balance else q
+        sharp = q ** (1 / temperature)
+        sharp = sharp / sharp.sum(1, keepdim=True)
+        each = -(sharp * s.log_softmax(1)).sum(1) * (q.amax(1) >= limit)
         label = F.cross_entropy(z, y, reduction="none")
         if annealing:
             t = clock.step / (clock.epochs * clock.per_epoch)
@@ -41,4 +49,6 @@ def oracle(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if max_error is not None and (clock.step + 1) % clock.per_epoch == 0:
+            limit = bounded(run, model, max_error)
     return losses, model

@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 from selfdistill import fit
 from selfdistill.core.step import Passes, TrainingClock
-from selfdistill.data.dataset import Data, from_tensors
-from selfdistill.errors import VitalsError
+from selfdistill.data.dataset import Data, from_tensors, load
+from selfdistill.errors import DataError, VitalsError
 from selfdistill.evaluation.audit import Audit
 from selfdistill.evaluation.predict import score
 from selfdistill.io.tensors import digest
-from selfdistill.methods import born_again, co_training, plain
+from selfdistill.methods import born_again, co_training, fixmatch, plain
 from selfdistill.models.registry import parse
 from selfdistill.training import callbacks
+from selfdistill.training.cross_fitting import train_without_fold
 from selfdistill.training.settings import Settings
 from selfdistill.training.state import Evaluation, GenerationResult, RunState
 from selfdistill.training.supervised import LengthWarning
 from selfdistill.training.task import Task
+from tests.terminal import refused
 
 COLLAPSED, CHANCE = "validation rows are predicted as", "which is chance"
 
@@ -204,3 +206,23 @@ def test_a_run_that_is_too_short_for_its_recipe_is_warned_of_before_it_starts(st
     task.before_training(run)
     words = f"co_training() needs about 500 steps, and a generation has {steps} here"
     assert [words in line and "--steps 500 or more" in line for line in lines] == [True] * warned
+
+
+def test_a_bound_that_no_validation_rows_can_show_is_refused_before_training(tmp_path: Path) -> None:
+    """By the rows there are and those it needs; so are folds, by whose rows the threshold would be chosen."""
+    data = load("digits", labels=50)
+    options: dict[str, Any] = {"steps": 2, "batch_size": 10, "device": "cpu"}
+    build = parse("mlp", data.shape, data.outputs)
+    with pytest.raises(DataError, match="from 59 validation rows on, all of them right, and digits has 50") as caught:
+        fit(build, data, fixmatch(max_error=0.05), **options)
+    assert "\n" not in str(caught.value)
+    fit(build, data, fixmatch(max_error=0.1), **options)
+    with pytest.raises(DataError, match="leave max_error or the folds out"):
+        train_without_fold(build, data, fixmatch(max_error=0.5), 0, 2, tmp_path / "fold", **options)
+
+
+@pytest.mark.parametrize("option", ["--refit=all", "--audit-folds=2"])
+def test_a_training_without_validation_rows_for_its_threshold_is_refused_before_it(option: str, tmp_path: Path) -> None:
+    options = ["--labels", "100", "--steps", "2", "--out", tmp_path / "run"]
+    assert "max_error" in refused("run", "digits", "--method", "fixmatch(max_error=0.1)", option, *options)
+    assert not (tmp_path / "run").exists()
