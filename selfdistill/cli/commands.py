@@ -121,6 +121,12 @@ def main() -> None:
     help="Largest share of the trainings that only try something out, of auto() and --search [default: try all].",
 )
 @click.option(
+    "--effort",
+    type=click.Choice(["quick"]),
+    help="quick: a first answer in a minute: one short training of a small network without a baseline; of tables at "
+    "most a minute of auto(). Options that are given come first.",
+)
+@click.option(
     "--refit",
     type=click.Choice(["all"]),
     help="Train the final model once more, on all labelled rows: those of the validation and test split too. The "
@@ -300,6 +306,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ..evaluation.label_errors import summary_lines
     from ..report.summary import budget_lines, sentence, table, trials
 
     console = Console(markup=False, emoji=False)
@@ -320,6 +327,8 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
             grid.add_row(*map(Text, map(printable, row)))
         console.print(grid)
     console.print(printable(sentence(result, task)), highlight=False)
+    for line in summary_lines(result["label_errors"]) if result.get("label_errors") else ():
+        console.print(printable(line), highlight=False)
     for line in budget_lines(result):
         console.print(printable(line.removeprefix("- ")), highlight=False)
     console.print(printable(f"Run folder: {result['run']}"), highlight=False, soft_wrap=True)

@@ -75,9 +75,12 @@ class ManyMethods(click.Command):
     "scikit-learn it is the number of trainings.",
 )
 @click.option(
-    "--level", type=Finite(min=0, max=1, min_open=True, max_open=True), default=0.05, show_default=True,
+    "--level",
+    type=Finite(min=0, max=1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
     help="Significance level of the verdicts, over all methods.",
-)  # fmt: skip
+)
 @click.option(
     "--label-curve",
     metavar="N,N,...",

@@ -88,9 +88,13 @@ def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **optio
     given = {name: value for name, value in options.items() if value is not None}
     with reporting(quiet) as reporter:
         record = further_pretraining.pretrain(
-            data, text, Path(out), make=reporter.begin if reporter else lambda name: None,
-            warn=lambda line: echo(line, err=True), **given,
-        )  # fmt: skip
+            data,
+            text,
+            Path(out),
+            make=reporter.begin if reporter else lambda name: None,
+            warn=lambda line: echo(line, err=True),
+            **given,
+        )
     if as_json:
         click.echo(json.dumps({"out": out, **record}, sort_keys=True))
         return

@@ -120,7 +120,9 @@ def label_options(context: click.Context, values: tuple[str, ...]) -> int | None
 THEMES = {
     "Main options": "target text unlabelled test labels groups model method steps budget seed out",
     "Data and splits": "columns time validation label_noise image_size augment tasks order domains leave_out verify",
-    "Method and what it is compared with": "control product refit search trials explore init targets memory warm",
+    "Method and what it is compared with": (
+        "control effort product refit search trials explore init targets memory warm"
+    ),
     "Training": (
         "epochs batch_size lr weight_decay optimizer schedule clip accumulate precision compile device "
         "parallel save_seconds save_steps cache memory_dtype memory_top vitals"
@@ -506,10 +508,28 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 TRAINING = (
-    "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
-    "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "vitals",
-    "cache", "memory_dtype", "memory_top", "save_seconds", "save_steps",
-)  # fmt: skip
+    "lr",
+    "weight_decay",
+    "optimizer",
+    "schedule",
+    "clip",
+    "accumulate",
+    "precision",
+    "compile",
+    "parallel",
+    "audit",
+    "audit_level",
+    "audit_delta",
+    "audit_measure",
+    "audit_epochs",
+    "patience",
+    "vitals",
+    "cache",
+    "memory_dtype",
+    "memory_top",
+    "save_seconds",
+    "save_steps",
+)
 
 
 def refuse_two_lengths(steps: int | None, epochs: int | None) -> None:

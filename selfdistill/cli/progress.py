@@ -106,8 +106,12 @@ def reporting(quiet: bool) -> Iterator[Reporter | None]:
         yield Reporter(None)
         return
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(20), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}", markup=False),
+        BarColumn(20),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with TwoLines(*columns, console=console) as bar:
         yield Reporter(bar)

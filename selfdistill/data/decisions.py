@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -255,13 +255,13 @@ def _row(place: str, decision: LabelDecision, find: Callable[[str], int | None],
     return row
 
 
-def label_text(value: Tensor, classes: Sequence[str]) -> str:
+def label_text(value: SupportsFloat, classes: Sequence[str]) -> str:
     """A label as the file holds it.
 
     >>> label_text(torch.tensor(1), ["no", "yes"]), label_text(torch.tensor(0.1), [])
     ('yes', '0.1')
     """
-    return classes[int(value)] if classes else f"{float(value):.6g}"
+    return classes[int(float(value))] if classes else f"{float(value):.6g}"
 
 
 def _check_given(place: str, decision: LabelDecision, value: Tensor, column: LabelColumn) -> None:

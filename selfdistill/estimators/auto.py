@@ -239,6 +239,7 @@ class AutoDistillation(BaseSelfDistillation):
         self.alone_: Any = None
         self.residuals_: Floats | None = None
         self.alone_residuals_: Floats | None = None
+        self.held_out_: tuple[Ints, Floats] | None = None
         self.xi_ = []
         if budget.active() is not None and fold_and_distinct is not None:  # one training says what the others will take
             train_first(targets, [own], table, [None], TrainingCache(progress, f"{ALONE} on all rows"))
@@ -356,6 +357,7 @@ class AutoDistillation(BaseSelfDistillation):
         self.candidates_ = [candidate.row() for candidate in trial.candidates]
         assert judged.prediction is not None
         assert alone.prediction is not None
+        self.held_out_ = (trial.folds.held_out, judged.prediction)
         if isinstance(trial.targets, RealTargets):
             fitted = 0 if choice is alone else len(trial.learners)  # weights were fitted to these rows
             self.residuals_ = (trial.folds.y - judged.prediction) * np.sqrt(1.0 + fitted / len(trial.folds.y))
@@ -380,8 +382,8 @@ class AutoDistillation(BaseSelfDistillation):
         }
 
     def forget(self) -> None:
-        """Keep the product alone: the stack, the student and the learner alone that are not it are set to None."""
-        self.teacher_ = self.student_ = self.alone_ = None
+        """Keep the product alone: what was held out, the stack, the student and the learner alone are set to None."""
+        self.teacher_ = self.student_ = self.alone_ = self.held_out_ = None
 
     def report(self) -> str:
         """The verdict in a line, and a line for each candidate: its score on rows held out, and what became of it.
@@ -456,7 +458,8 @@ class AutoRegressor(AutoDistillation, SelfDistilledRegressor):
         estimator_: the product. teacher_: the stack. student_: its student, if one was taught. generation_: 0 where the
             product is the learner alone, else 1.
         candidates_: name, loss, score and outcome of all that was tried; ``report()`` prints them.
-        residuals_: label minus prediction of the rows held out.
+        residuals_: label minus prediction of the rows held out. held_out_: the places of these rows among the labelled
+            ones, and the prediction for each without its fold.
 
     Source: Breiman, Stacked Regressions, 1996, for the teacher; Bucila, Caruana and Niculescu-Mizil, Model Compression,
     KDD 2006, for the student.

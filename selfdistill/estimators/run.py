@@ -28,7 +28,7 @@ from ..data import frames
 from ..data.frames import Frame, SplitRows
 from ..data.split_columns import SplitRequest
 from ..errors import DataError, RecipeError
-from ..evaluation import metrics
+from ..evaluation import label_errors, metrics
 from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.predict import (
     COVERAGE,
@@ -189,6 +189,9 @@ MOST = 20_000  # labelled rows, beyond which the learner alone is not trained fi
 
 
 FOLDS = 5
+
+
+FEWEST = 20  # labelled rows, below which none are left out to examine their labels
 
 
 KEPT = 1.0  # seconds of a training from which on it is kept for a resumed run
@@ -391,6 +394,7 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
                 listeners.tell(line)
         alone = model.alone_ if automatic else fit(run, run.learner(seed)) if self_taught(model) else model
         result = _result(run, model, alone, max(1, done[0]), seconds)
+        result["label_errors"] = report_label_errors(run, model, alone, folder)
         if automatic:
             result |= _tried(run, model, result)
         if run.request.refit:
@@ -462,6 +466,37 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
             found = metrics.breakdown(outputs, y, data.classes, rows, torch.from_numpy(data.test))
             result |= {"test": figures, "half": half, "breakdown": found, **importance(run, model)}
     return {**result, **({"without_copies": apart} if apart else {})}
+
+
+def held_out_predictions(run: TableRun, model: Any) -> tuple[NDArray[np.int64], Tensor] | None:
+    """The places of labelled rows that were left out, and predictions for each without its label: probabilities
+    (rows, classes) or values (rows,). None where there are too few rows or too many."""
+    known = getattr(model, "held_out_", None)
+    if known is not None:
+        return known[0], torch.from_numpy(np.asarray(known[1], dtype=np.float64))
+    if not FEWEST <= len(run.data.labelled) <= MOST:
+        return None
+    seed = int(run.settings["seed"])
+    places, outputs = cross_predict(run, run.learner(seed), seed)
+    return places, outputs.exp() if run.classify else outputs
+
+
+def report_label_errors(run: TableRun, model: Any, alone: Any, folder: Path) -> dict[str, Any] | None:
+    """Examine the labelled rows that were left out and the test rows, and write the scores; None without the first."""
+    held = held_out_predictions(run, model)
+    if held is None:
+        return None
+    data, tested = run.data, dict[str, Tensor]()
+    for name, one in (("final", model), ("plain", alone)) if model is not alone else (("final", model),):
+        outputs = predict_frame(one, data.rows(data.test), len(data.classes))
+        tested[name] = outputs.exp() if run.classify else outputs
+    ids = np.concatenate([data.labelled[held[0]], data.test])
+    predictions = torch.cat([held[1].reshape(len(held[0]), *tested["final"].shape[1:]), tested["final"]])
+    splits = np.repeat([label_errors.TRAIN, label_errors.TEST], [len(held[0]), len(data.test)])
+    examined = label_errors.Examination(
+        ids, splits, data.y[ids], predictions.numpy(), data.classes, data.row_names, "learner"
+    )
+    return label_errors.report_errors(examined, data.noisy, folder, run.request.raw_csv, tested)
 
 
 def _tried(run: TableRun, model: AutoDistillation, result: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..evaluation.label_errors import read_conflicts
 from ..evaluation.label_next import Committee
 from ..evaluation.predict import Predictions
 from ..io.expressions import expression_name, nearest
-from ..io.run_record import Request
+from ..io.run_record import Request, read_record
 from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR
@@ -43,7 +43,7 @@ class TableTaskType(TaskType):
 
     name, learner, title = "learner", "learners", "For learners on tables"
     about = "Gradient boosting, forests and any other estimator of scikit-learn."
-    equal_steps, searched = False, True
+    equal_steps, searched, quick = False, True, "1min"
 
     def recipes(self) -> Mapping[str, Callable[..., recipes.EstimatorRecipe]]:
         return recipes.recipes()
@@ -120,10 +120,15 @@ class TableTaskType(TaskType):
         return predict(folder, source, exit_number)
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
-        """Equal rows with different labels; without any it is refused: a learner keeps no history of the rows."""
-        if conflicts := read_conflicts(folder, top):
-            return conflicts
-        raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
+        """As of any task type; of too few or too many rows only equal ones with different labels are listed."""
+        result = read_record(folder / "run.json")[0].get("result", {})
+        if result and result.get("label_errors", {}) is None:
+            if conflicts := read_conflicts(folder, top):
+                return conflicts
+            raise CheckpointError(
+                f"{folder} has too few labelled rows, or too many, to leave some out; give --model mlp"
+            )
+        return super().label_errors(folder, top)
 
     def row_cards(self, request: Request, data: Frame, ids: Sequence[int], side: int = SIDE) -> dict[int, RowCard]:
         """The cells of rows."""

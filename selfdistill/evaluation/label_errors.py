@@ -1,87 +1,85 @@
-"""Label errors: for every labelled training row a score of how strongly the model contradicts its label.
+"""Label errors: every labelled row with the probability that its label is wrong, by predictions out of fold.
 
-Equation::
+A row that taught is examined by the method's own memory, where the method stores its predictions during training
+(`elr`, `self_adaptive`, `selc`, `ps_kd`, `temporal_ensembling`, `joint_optimisation`); otherwise by the mean over the
+generations, each at its best epoch by the audit split, before it memorises wrong labels. Peers are averaged. Rows of
+validation and test are examined by these generations, which did not learn them. With ``--folds K`` every row is
+examined by the model of the fold that left it out, and by the memories of the others; of learners on tables always so.
+`label_noise` makes scores of these predictions, and estimates noise rate and noise matrix.
 
-    score_i = 1 - q_i(y_i)                             for classes
-    score_i = erf(abs(y_i - m_i) / (s sqrt 2)),  s = 1.4826 median_i abs(y_i - m_i)    for values
-
-q_i (or m_i) is the model's prediction for row i. It comes from the method's own memory, where the method stores its
-predictions during training (`elr`, `self_adaptive`, `selc`, `ps_kd`, `temporal_ensembling`, `joint_optimisation`).
-Otherwise it is the mean over the generations, each at its best epoch by the audit split, before it memorises wrong
-labels. Peers are averaged. A label is a likely error where another class is predicted, or, for values, where the score
-is above 0.95. Labels that `--label-noise` made wrong have no part in a score; a run that has such labels reports how
-well the scores detect them. Rows are counted as `selfdistill predict` counts them: the first row of data is 1, and the
-header of a table is not counted.
+Labels that `--label-noise` made wrong have no part in a score; a run that has such labels reports how well the scores
+detect them. Rows are counted as `selfdistill predict` counts them: the first row of data is 1, and the header of a
+table is not counted.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..core.memory import SampleMemory
 from ..core.objective import Objective
 from ..data.copies import conflict_text
 from ..data.dataset import Data
+from ..data.decisions import RowNames, label_text
 from ..errors import CheckpointError, DataError
-from ..io.display import printable
+from ..io.display import plural, printable
 from ..io.files import csv_text, unescape_formula
 from ..io.files import write as write_text
 from ..io.run_record import read_record
 from ..models.peers import PeerModels
 from ..teachers import Ensembled, History, LastEpoch, Relabelled
 from ..teachers.relabelling import Window
+from . import label_noise
+from .label_noise import LabelNoise
 from .predict import predict_rows
 
-FILE = "label_errors.csv"
-ROW = "row_from_1"
-COLUMNS = (ROW, "name", "label", "score", "suggested", "confidence")
-VALUE_THRESHOLD = 0.95  # a value with a higher score is a likely error
+FILE, PROBABILITIES = "label_errors.csv", "probabilities.npz"
+COLUMNS = ("row", "split", "name", "given", "suggested", "p_given", "p_suggested", "score", "rank")
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+NOISY = 0.01  # labels look wrong where the interval of the noise rate begins above
 
 
 @dataclass(frozen=True)
 class LabelError:
-    """A labelled training row with its score.
+    """A labelled row with its score.
 
-    It has its number (sample id + 1, so the first row of data is 1), the name of its file where it has one, its label,
-    the score in [0, 1], the class or value that the model predicts and, for classes, the probability of that class.
+    It has its number (sample id + 1, so the first row of data is 1), its split, the name by which a file of decisions
+    knows it where that is another one, the given label, the class or value that is suggested and, of classes, the
+    model's probability of each; the probability that the given label is wrong, and its rank, 1 for the highest.
     """
 
     row: int
+    split: str
     name: str
-    label: str
-    score: float
+    given: str
     suggested: str
-    confidence: float | None
+    p_given: float | None
+    p_suggested: float | None
+    score: float
+    rank: int
 
 
-def class_scores(q: Tensor, y: Tensor) -> Tensor:
-    """1 - q_i(y_i), from predictions (rows, classes) and labels (rows,).
+class Examination(NamedTuple):
+    """Labelled rows, and the predictions of models that did not learn their labels."""
 
-    >>> class_scores(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0])).tolist()
-    [0.10000002384185791, 0.800000011920929]
-    """
-    return 1.0 - q.gather(1, y[:, None]).squeeze(1)
-
-
-def value_scores(m: Tensor, y: Tensor) -> Tensor:
-    """The probability that an error is an outlier, from predictions and labels (rows,): see the module.
-
-    >>> value_scores(torch.zeros(5), torch.tensor([0.0, 1.0, 1.0, -1.0, 9.0]))[[0, 4]].tolist()
-    [0.0, 1.0]
-    """
-    errors = (y - m).abs().double()
-    scale = 1.4826 * float(errors.median())
-    return torch.erf(errors / (scale * math.sqrt(2.0))).float() if scale > 0 else (errors > 0).float()
+    ids: NDArray[np.int64]  # (rows,)
+    splits: NDArray[np.str_]  # (rows,)
+    labels: NDArray[Any]  # (rows,) classes from 0 on, or values in their unit
+    predictions: NDArray[np.float64]  # probabilities (rows, classes), or values (rows,)
+    classes: tuple[str, ...]  # empty for values
+    names: RowNames
+    source: str  # of the predictions of rows that taught: memory, generations, folds or learner
 
 
 def auroc(score: Tensor, wrong: Tensor) -> float | None:
@@ -143,23 +141,33 @@ def _from_memory(trained: TrainedModel, data: Data) -> Tensor | None:
         assert objective is not None
         memory = _stored_targets(part, objective.states[key].cpu(), data.labelled, data.outputs)
         if memory is not None and bool(memory[1].all()):
-            predictions = memory[0]
-            return (
-                predictions / predictions.sum(1, keepdim=True).clamp(min=1e-12)
-                if data.task == "classify"
-                else predictions
-            )
+            if data.task != "classify":
+                return memory[0]
+            return _without_labels(memory[0], data.y[data.labelled])
     return None
 
 
-def _from_generations(trained: TrainedModel, data: Data) -> Tensor:
-    """The mean over the generations of their predictions at their best epochs."""
+def _without_labels(targets: Tensor, y: Tensor) -> Tensor:
+    """Targets in memory (rows, classes) as distributions, without the share of the label that all rows have: a memory
+    that began with the labels (rows,) says how far predictions have moved from them.
+
+    >>> _without_labels(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0])).tolist()
+    [[0.875, 0.125], [0.0, 1.0]]
+    """
+    targets = targets.double() / targets.double().sum(1, keepdim=True).clamp(min=1e-12)
+    own = targets.gather(1, y[:, None])
+    rest = targets.scatter(1, y[:, None], own - float(own.min())).clamp(min=0.0)
+    return (rest / rest.sum(1, keepdim=True).clamp(min=1e-12)).float()
+
+
+def _from_generations(trained: TrainedModel, data: Data, ids: Tensor) -> Tensor:
+    """The mean over the generations of their predictions at their best epochs, for some rows."""
     model, predictions = trained.model, list[Tensor]()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     head = "ensemble" if isinstance(model, PeerModels) and _has_ensemble(model, data) else data.head
     for generation in trained.generations:
         model.load_state_dict(generation.best)
-        outputs = predict_rows(model, data, data.labelled, head)
+        outputs = predict_rows(model, data, ids, head)
         predictions.append(F.softmax(outputs, dim=-1) if data.task == "classify" else outputs[..., :1])
     model.load_state_dict(weights)
     return torch.stack(predictions).mean(0)
@@ -170,37 +178,114 @@ def _has_ensemble(model: nn.Module, data: Data) -> bool:
         return "ensemble" in model.eval()(data.rows(data.labelled[:2]))
 
 
-def score_labels(trained: TrainedModel, data: Data) -> tuple[list[LabelError], dict[str, Any]]:
-    """Every row that taught, the highest score first, and a summary.
+def taught_predictions(trained: TrainedModel, data: Data) -> tuple[Tensor, str]:
+    """The predictions of a training for the rows that taught, (rows, outputs), and their source."""
+    predictions = _from_memory(trained, data)
+    if predictions is None:
+        return _from_generations(trained, data, data.labelled), "generations"
+    return predictions, "memory"
+
+
+def held_predictions(trained: TrainedModel, data: Data, ids: Tensor) -> Tensor:
+    """The predictions of a training for rows that it did not learn, (rows, outputs)."""
+    return _from_generations(trained, data, ids)
+
+
+def examine(trained: TrainedModel, data: Data) -> Examination:
+    """Every labelled row of training, validation and test, by one training.
 
     Args:
         trained: The training, with its memories or its generations.
         data: Its data.
+    """
+    taught, source = taught_predictions(trained, data)
+    rest = torch.cat([data.audit, data.test])
+    predictions = torch.cat([taught, held_predictions(trained, data, rest)]) if len(rest) else taught
+    return examination(data, torch.cat([data.labelled, rest]), predictions, source)
+
+
+def examination(data: Data, ids: Tensor, predictions: Tensor, source: str) -> Examination:
+    """The examination of rows of the data (rows,) by the outputs for them, (rows, outputs)."""
+    splits = np.full(len(data.y), "", dtype="<U10")
+    for name, part in zip(SPLITS, (data.labelled, data.audit, data.test), strict=True):
+        splits[part.numpy()] = name
+    outputs = predictions.double().cpu() if data.classes else data.in_units(predictions.cpu()).double()
+    rows = ids.numpy()
+    return Examination(rows, splits[rows], data.y[ids].numpy(), outputs.numpy(), data.classes, data.row_names, source)
+
+
+# scores ---------------------------------------------------------------------------------------------------------------
+
+
+def estimate(examined: Examination, noisy: Tensor | NDArray[np.bool_]) -> tuple[LabelNoise, dict[str, Any]]:
+    """The noise of examined labels, and what run.json tells of it.
+
+    Args:
+        examined: The rows.
+        noisy: A mask of all rows of the data: the label was made wrong on purpose.
 
     Returns:
-        The rows with their scores, and ``source`` (of the predictions: memory or generations), ``rows``, ``errors``
-        (the number of likely errors) and, where labels were made wrong on purpose, ``auroc``.
+        The noise, and ``source``, ``examined``, ``likely``, ``splits``, ``noise``; of classes ``matrix`` and ``pairs``;
+        where labels were made wrong, ``auroc``.
     """
-    q, source = _from_memory(trained, data), "memory"
-    if q is None:
-        q, source = _from_generations(trained, data), "generations"
-    classes, y = data.task == "classify", data.targets[data.labelled]
-    score = class_scores(q, y) if classes else value_scores(q[:, 0], y)
-    wrong = q.argmax(1) != y if classes else score > VALUE_THRESHOLD
+    noise = label_noise.find_label_errors(examined.labels, examined.predictions)
+    splits = {
+        name: {"examined": int(mask.sum()), "likely": int(noise.likely[mask].sum())}
+        for name in SPLITS
+        if (mask := examined.splits == name).any()
+    }
+    summary: dict[str, Any] = {
+        "source": examined.source, "examined": len(examined.ids), "likely": int(noise.likely.sum()), "splits": splits,
+        "noise": noise.noise._asdict(),
+    }  # fmt: skip
+    summary |= label_noise.matrix_record(noise, examined.labels, examined.classes)
+    wrong = torch.as_tensor(noisy)[torch.from_numpy(examined.ids)]
+    area = auroc(torch.from_numpy(noise.scores), wrong)
+    return noise, summary if area is None else {**summary, "auroc": round(area, 4)}
+
+
+def list_errors(examined: Examination, noise: LabelNoise) -> list[LabelError]:
+    """The examined rows, the highest score first."""
     errors = []
-    for i in score.argsort(descending=True, stable=True).tolist():
-        row = int(data.labelled[i])
-        name = data.names[row] if data.names else ""
-        if classes:
-            top = int(q[i].argmax())
-            label, suggested, confidence = data.classes[int(y[i])], data.classes[top], float(q[i, top])
-        else:
-            value = data.scale * float(q[i, 0]) + data.center
-            label, suggested, confidence = f"{float(data.y[row]):.6g}", f"{value:.6g}", None
-        errors.append(LabelError(row + 1, name, label, float(score[i]), suggested, confidence))
-    summary: dict[str, Any] = {"source": source, "rows": len(errors), "errors": int(wrong.sum())}
-    area = auroc(score, data.noisy[data.labelled])
-    return errors, summary if area is None else {**summary, "auroc": round(area, 4)}
+    for rank, i in enumerate(noise.order.tolist(), 1):
+        row, classes = int(examined.ids[i]), examined.classes
+        name = examined.names.name(row)
+        label, suggested = examined.labels[i], noise.suggested[i]
+        p = examined.predictions[i] if classes else None
+        text, other = label_text(label, classes), label_text(suggested, classes)
+        p_given, p_suggested = (None, None) if p is None else (float(p[int(label)]), float(p[int(suggested)]))
+        kept, split, score = "" if name == str(row + 1) else name, str(examined.splits[i]), float(noise.scores[i])
+        errors.append(LabelError(row + 1, split, kept, text, other, p_given, p_suggested, score, rank))
+    return errors
+
+
+def report_errors(
+    examined: Examination,
+    noisy: Tensor | NDArray[np.bool_],
+    folder: Path,
+    raw: bool = False,
+    tested: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Score examined labels, write label_errors.csv and probabilities.npz, and return what run.json tells of them.
+
+    Args:
+        examined: The rows.
+        noisy: As of `estimate`.
+        folder: The run folder.
+        raw: As of `csv_text`.
+        tested: The outputs on the test rows, in the order of the examination, of the final model (``final``) and of the
+            baseline (``plain``), where there is one: their scores are adjusted for the noise.
+    """
+    noise, summary = estimate(examined, noisy)
+    save(list_errors(examined, noise), folder, raw)
+    if examined.classes:
+        save_probabilities(examined, folder)
+    test = examined.splits == TEST
+    if tested and test.any():
+        facts = examined.labels[test], noise, examined.predictions[test], noise.scores[test]
+        adjusted = {name: label_noise.adjust(outputs.double().numpy(), *facts) for name, outputs in tested.items()}
+        summary["adjusted"] = {**adjusted["final"], **({"plain": adjusted["plain"]} if "plain" in adjusted else {})}
+    return summary
 
 
 # on disk, and back ----------------------------------------------------------------------------------------------------
@@ -210,9 +295,25 @@ def save(errors: list[LabelError], folder: Path, raw: bool = False) -> None:
     """Write label_errors.csv into the run folder, the highest score first; ``raw`` as of `csv_text`."""
     rows: list[Sequence[object]] = [COLUMNS]
     for error in errors:
-        confidence = "" if error.confidence is None else f"{error.confidence:.6g}"
-        rows.append([error.row, error.name, error.label, f"{error.score:.6g}", error.suggested, confidence])
+        cells = asdict(error)
+        numbers = {name: "" if cells[name] is None else f"{cells[name]:.6g}" for name in COLUMNS[5:8]}
+        rows.append([{**cells, **numbers}[name] for name in COLUMNS])
     write_text(folder / FILE, csv_text(rows, raw))
+
+
+def save_probabilities(examined: Examination, folder: Path) -> None:
+    """Write probabilities.npz into the run folder: arrays without objects, as cleanlab's filters take them."""
+    order = np.argsort(examined.ids, kind="stable")
+    arrays = {
+        "ids": examined.ids[order],
+        "splits": examined.splits[order],
+        "labels": examined.labels[order],
+        "pred_probs": examined.predictions[order].astype(np.float32),
+        "classes": np.array(examined.classes, dtype=np.str_),
+    }
+    with io.BytesIO() as buffer:
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        write_text(folder / PROBABILITIES, buffer.getvalue())
 
 
 def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, Any]:
@@ -250,7 +351,7 @@ def read_conflicts(folder: Path, top: int | None = None) -> dict[str, Any]:
     conflicts = conflicts_of(read_record(folder / "run.json")[0], top)
     if not conflicts:
         return {}
-    return {"run": str(folder), "source": None, "rows": 0, "errors": 0, "labels": [], **conflicts}
+    return {"run": str(folder), "source": None, "examined": 0, "likely": 0, "labels": [], **conflicts}
 
 
 def conflicts_of(record: dict[str, Any], top: int | None = None) -> dict[str, Any]:
@@ -262,12 +363,26 @@ def conflicts_of(record: dict[str, Any], top: int | None = None) -> dict[str, An
 
 
 def _unescape(row: dict[str, str]) -> dict[str, str]:
-    return {**row, **{name: unescape_formula(row[name]) for name in ("name", "label", "suggested")}}
+    return {**row, **{name: unescape_formula(row[name]) for name in ("name", "given", "suggested")}}
 
 
 def _parse_row(row: dict[str, str]) -> LabelError:
-    confidence = float(row["confidence"]) if row["confidence"] else None
-    return LabelError(int(row[ROW]), row["name"], row["label"], float(row["score"]), row["suggested"], confidence)
+    p_given, p_suggested = (float(row[name]) if row[name] else None for name in ("p_given", "p_suggested"))
+    if row["split"] not in SPLITS:
+        raise ValueError("split")
+    return LabelError(
+        int(row["row"]), row["split"], row["name"], row["given"], row["suggested"], p_given, p_suggested,
+        float(row["score"]), int(row["rank"]),
+    )  # fmt: skip
+
+
+SOURCES = {
+    "memory": "training rows by the model's past predictions, the others by predictions for rows left out",
+    "generations": "training rows by the mean prediction of its generations at their best epochs, the others by "
+    "predictions for rows left out",
+    "folds": "each by a model that left it out",
+    "learner": "training rows by learners that left them out, the others by the final model",
+}
 
 
 def label_error_table(summary: dict[str, Any]) -> str:
@@ -276,27 +391,58 @@ def label_error_table(summary: dict[str, Any]) -> str:
     if summary["source"] is None:
         return "\n".join(conflicts)
     has_names = any(label["name"] for label in summary["labels"])
-    table = [["row (from 1)", *(["file"] if has_names else []), "label", "suggested", "error score"]]
+    table = [["row (from 1)", "split", *(["name"] if has_names else []), "label", "suggested", "error score"]]
     for label in summary["labels"]:
-        confidence = "" if label["confidence"] is None else f" ({label['confidence']:.2f})"
+        confidence = "" if label["p_suggested"] is None else f" ({label['p_suggested']:.2f})"
         name = [label["name"]] if has_names else []
-        table.append(
-            [str(label["row"]), *name, label["label"], f"{label['suggested']}{confidence}", f"{label['score']:.4f}"]
-        )
+        cells = [label["given"], f"{label['suggested']}{confidence}", f"{label['score']:.4f}"]
+        table.append([str(label["row"]), label["split"], *name, *cells])
     table = [[printable(cell, kept="") for cell in line] for line in table]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    sources = {
-        "memory": "the model's past predictions",
-        "generations": "the mean prediction of its generations at their best epochs",
-    }
-    count = f"{summary['errors']} of {summary['rows']} training labels contradict the model and may be wrong"
-    lines += ["", f"{count} (scored by {sources[summary['source']]})."]
+    lines += ["", *summary_lines(summary), f"Examined: {SOURCES[summary['source']]}."]
     if "auroc" in summary:
         lines.append(
             f"--label-noise made labels wrong; the score detects these with an AUROC of {summary['auroc']:.3f}."
         )
     return "\n".join([*lines, *([""] if conflicts else []), *conflicts])
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The noise rate, and scores adjusted for it where labels look wrong, in sentences.
+
+    Args:
+        summary: ``label_errors`` of a result, or of `read_label_errors`.
+    """
+    splits = [(name, summary["splits"][name]) for name in SPLITS if name in summary["splits"]]
+    parts = ", ".join(f"{part['likely']} of {part['examined']} in {name}" for name, part in splits)
+    noise = summary["noise"]
+    share = f"{_percent(noise['rate'])} of all labels [{_percent(noise['low'])}, {_percent(noise['high'])}]"
+    lines = [
+        f"{plural(summary['likely'], 'label')} of {summary['examined']} may be wrong ({parts}). "
+        f"Estimated noise rate: {share}."
+    ]
+    adjusted = summary.get("adjusted")
+    if adjusted is not None and noise["low"] > NOISY:
+        scores = [("", adjusted), *([(" of the baseline", adjusted["plain"])] if "plain" in adjusted else [])]
+        lines += [_adjusted_line(adjusted["metric"], whose, score) for whose, score in scores]
+        lines.append(f"Assumption: {adjusted['assumption']}.")
+    return lines
+
+
+def _adjusted_line(metric: str, whose: str, score: Mapping[str, Any]) -> str:
+    def text(value: float) -> str:
+        return _percent(value) if metric == "accuracy" else f"{value:.4g}"
+
+    name = "accuracy" if metric == "accuracy" else "RMSE"
+    return (
+        f"Test {name}{whose}: {text(score['raw'])} against the given labels; adjusted for label noise "
+        f"{text(score['adjusted'])} [{text(score['low'])}, {text(score['high'])}]."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def conflict_lines(summary: dict[str, Any]) -> list[str]:

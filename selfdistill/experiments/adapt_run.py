@@ -40,6 +40,7 @@ _FIXED = (
     "init",
     "audit_folds",
     "refit",
+    "effort",
     "targets",
     "tasks",
     "keep",

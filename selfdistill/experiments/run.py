@@ -9,7 +9,7 @@
     control/          the plain model trained for as many steps
     model/            safetensors and a small config; loads without the training code
     reservoir.safetensors  a sample of the rows that taught, for `update`
-    label_errors.csv  how strongly the model contradicts each label that taught
+    label_errors.csv  how probably each label is wrong; probabilities.npz has the model's probabilities
     cards.json        what a person sees of the rows that report.html shows
     README.md         the same facts for people; report.html draws them
 """
@@ -31,6 +31,7 @@ from ..data import decisions, row_cards
 from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation import label_next
+from ..evaluation.label_noise import LIKELY
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
 from ..io.files import FORMAT, refuse_links, sweep, writable, write
@@ -39,7 +40,7 @@ from ..models.peers import final_model
 from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
 from ..report import write as write_report
-from ..report.data_sections import renamed, retraining, shown_rows
+from ..report.data_sections import retraining, shown_rows
 from ..report.review import Review, ReviewRow
 from ..report.summary import exploration, model_card_text, readme
 from ..training import budget, threads
@@ -160,8 +161,9 @@ class Run:
         refuse_explore(self.request, prepared.expression)
         if prepared.note:
             listeners.tell(prepared.note)
+        quick = task.quick if self.request.effort else None
         with (
-            budget.limited(self.request.budget, self.folder, listeners.warn) as meter,
+            budget.limited(self.request.budget or quick, self.folder, listeners.warn) as meter,
             threads.limited_to(self._record().get("threads") or prepared.threads()),
         ):
             self._claim(task, prepared, listeners.warn)
@@ -307,8 +309,8 @@ class Run:
         """
         path, task = Path(out) if out is not None else self.folder / decisions.FILE, self.task
         writable(path, "--out")
-        labels = [row for row in renamed(task.label_errors(self.folder))["labels"] if row["split"] != "test"]
-        doubtful = labels[:top] if top is not None else [row for row in labels if row["given"] != row["suggested"]]
+        labels = [row for row in task.label_errors(self.folder)["labels"] if row["split"] != "test"]
+        doubtful = labels[:top] if top is not None else [row for row in labels if row["score"] > LIKELY]
         with trust.trust_code(self.trust_code):
             data: Any = task.prepare(first_request(self.request)).data
         require_same_data(self.folder, data.fingerprint)

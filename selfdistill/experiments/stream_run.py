@@ -232,7 +232,7 @@ class StreamTaskType(SequenceTaskType):
         """Raises RecipeError for a method of generations of its own, or an option that a stream has no use for."""
         ready = prepare(request)
         check_recipe(ready.method, ready.expression)
-        for name in ("audit_folds", "init", "text", "refit"):
+        for name in ("audit_folds", "init", "text", "refit", "effort"):
             if getattr(request, name) is not None:
                 raise RecipeError(f"--tasks does not go with --{name.replace('_', '-')}; leave one of them out")
         _tasks(ready.data, request)
@@ -309,6 +309,7 @@ _FIXED = (
     "init",
     "audit_folds",
     "refit",
+    "effort",
     "targets",
     "tasks",
     "keep",

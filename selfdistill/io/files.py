@@ -80,14 +80,16 @@ def writable(path: Path, option: str) -> None:
     raise DataError(f"{path} cannot be written ({reason}); give another {option}")
 
 
-def write(path: Path, text: str, option: str = "--out") -> None:
+def write(path: Path, content: str | bytes, option: str = "--out") -> None:
     """All of it or nothing: a file that was there before is replaced, never cut short; ``option`` named the file."""
     path = path.resolve()
     remove_unfinished(path.parent, path.name)
     device = path.exists() and not path.is_file()  # a pipe or /dev/null is written to, not replaced
     unfinished = path if device else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name of a file need be no Unicode
+        if isinstance(content, str):  # a name of a file need be no Unicode
+            content = content.encode("utf-8", errors="backslashreplace")
+        unfinished.write_bytes(content)
         if not device:
             unfinished.replace(path)
     except OSError as error:

@@ -93,6 +93,26 @@ _TRIAL = {
 }
 
 
+_ESTIMATE = {"rate": float, "low": float, "high": float}
+
+
+_ADJUSTED = {"raw": float, "adjusted": float, "low": float, "high": float}
+
+
+_LABEL_ERRORS = {
+    "source": str,
+    "examined": int,
+    "likely": int,
+    "splits": {str: {"examined": int, "likely": int}},
+    "noise": _ESTIMATE,
+    "matrix?": {"classes": [str], "counts": [[int]], "rates": [[float]], "low": [[float]], "high": [[float]]},
+    "pairs?": [{"true": str, "given": str, "rows": int, **_ESTIMATE}],
+    "adjusted?": {"metric": str, "assumption": str, "plain?": _ADJUSTED, **_ADJUSTED},
+    "annotators?": [{"name": str, "rows": int, "agreement": float, **_ESTIMATE}],
+    "auroc?": float,
+}
+
+
 _BREAKDOWN = {
     "worst": [{"row": int, "name": str, "label": str, "predicted": str, "confidence": (float, None)}],
     "by_class?": [{"name": str, "rows": int, "precision": (float, None), "recall": (float, None)}],
@@ -122,7 +142,7 @@ _RESULT = {
     "probed?": bool,
     "reliability?": {str: [{"confidence": float, "accuracy": float, "share": float}]},
     "predicted?": {str: [[float]]},
-    "label_errors?": ({"source": str, "rows": int, "errors": int, "auroc?": float}, None),
+    "label_errors?": (_LABEL_ERRORS, None),
     "ensemble?": _ENSEMBLE,
     "breakdown?": _BREAKDOWN,
     "importance?": [{"name": str, "mean": float, "deviation": float}],
@@ -266,6 +286,7 @@ class Request:
     trials: Annotated[int, Range(1, limit=10**6)] | None = None
     explore: Annotated[float, Range(0, 1)] | None = None
     refit: str | None = None
+    effort: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -302,6 +323,7 @@ class Request:
             "budget",
             "search",
             "refit",
+            "effort",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         unsaid |= {

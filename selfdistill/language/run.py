@@ -72,6 +72,7 @@ _NETWORKS = (
     "columns",
     "explore",
     "refit",
+    "effort",
 )
 
 

@@ -51,13 +51,19 @@ def render(result: dict[str, Any], types: TaskTypes) -> str:
         section("Learning", _curves(result)),
         section("Calibration", _calibration(result, methods)),
         section("Cost", *_cost(result)),
-        section("What was compared", table(("", "", ""), [
-            (row["name"], row["about"], f"{row['steps']:,} {_length_unit(result)}") for row in result["rows"]
-        ], "words"), *_peers(methods)),
+        section(
+            "What was compared",
+            table(
+                ("", "", ""),
+                [(row["name"], row["about"], f"{row['steps']:,} {_length_unit(result)}") for row in result["rows"]],
+                "words",
+            ),
+            *_peers(methods),
+        ),
         *(section(row["name"], *equation(row["name"], _task(row["name"], result, types))) for row in methods),
         section("Data", *data(result["data"])),
         section("How it was made", code(typed(result["command"])), _provenance(result)),
-    ]  # fmt: skip
+    ]
     return page(f"{', '.join(row['name'] for row in methods)} on {result['data']['name']}", parts)
 
 

@@ -13,6 +13,7 @@ from ..data import decisions
 from ..data.row_cards import PICTURE, RowCard, read_cards
 from ..errors import SelfdistillError
 from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors
+from ..evaluation.label_noise import LIKELY
 from ..evaluation.metrics import MATRIX
 from ..evaluation.statistics import share_interval
 from ..io.display import plural
@@ -35,10 +36,7 @@ def shown_rows(folder: Path, result: Mapping[str, Any]) -> list[int]:
     rows = [row["row"] for row in result.get("breakdown", {}).get("worst", [])]
     if (folder / FILE).exists():
         with (folder / FILE).open(encoding="utf-8", newline="") as file:
-            rows += [
-                int(row.get("row") or row["row_from_1"])
-                for row, _ in zip(csv.DictReader(file), range(SHOWN), strict=False)
-            ]
+            rows += [int(row["row"]) for row, _ in zip(csv.DictReader(file), range(SHOWN), strict=False)]
     return sorted({row - 1 for row in rows})
 
 
@@ -155,12 +153,12 @@ def doubtful_labels(result: dict[str, Any], folder: Path, cards: Mapping[int, Ro
     if not result.get("label_errors"):
         return conflicts
     try:
-        errors = renamed(read_label_errors(folder, SHOWN))
+        errors = read_label_errors(folder, SHOWN)
     except SelfdistillError:
         return conflicts
     shown = []
     for label in errors["labels"]:
-        if label["given"] != label["suggested"]:
+        if label["score"] > LIKELY:
             sure = "" if label["p_suggested"] is None else f", {100 * label['p_suggested']:.0f} % sure"
             more = f"given: {label['given']}; {label['split']} row {label['row']}"
             shown.append(
@@ -168,16 +166,6 @@ def doubtful_labels(result: dict[str, Any], folder: Path, cards: Mapping[int, Ro
             )
     count = f"{errors['likely']:,} of {errors['examined']:,} labels look wrong. {FILE} lists all, the worst first."
     return [paragraph(count), card_list(shown, cards), *conflicts]
-
-
-def renamed(errors: dict[str, Any]) -> dict[str, Any]:
-    """The label errors of the format before, by the names of the present one."""
-    if "likely" in errors:
-        return errors
-    labels = [
-        {**row, "given": row["label"], "split": "train", "p_suggested": row["confidence"]} for row in errors["labels"]
-    ]
-    return {**errors, "likely": errors["errors"], "examined": errors["rows"], "labels": labels}
 
 
 def worst_errors(result: Mapping[str, Any], cards: Mapping[int, RowCard]) -> list[str]:
@@ -210,18 +198,22 @@ def classes(result: Mapping[str, Any]) -> list[str]:
     head = ("class", "test rows", "precision", "recall", *(("labels that look wrong",) if doubted else ()))
     lines = [
         [
-            one["name"], f"{one['rows']:,}", _share(one["precision"]), _share(one["recall"]),
+            one["name"],
+            f"{one['rows']:,}",
+            _share(one["precision"]),
+            _share(one["recall"]),
             *((doubted.get(one["name"], "-"),) if doubted else ()),
         ]
         for one in by_class
-    ]  # fmt: skip
+    ]
     parts = [table(head, lines)]
     parts.append(
         paragraph(
             "Precision: of the rows that the model calls so, the share that are. Recall: of the rows that are so, the "
-            "share that the model finds. A dash: no such row.", "soft",
+            "share that the model finds. A dash: no such row.",
+            "soft",
         )
-    )  # fmt: skip
+    )
     names = [one["name"] for one in by_class]
     if found.get("confusion") and len(result["data"]["classes"]) == len(found["confusion"]):
         parts.append(matrix(found["confusion"], result["data"]["classes"], "label", "predicted"))

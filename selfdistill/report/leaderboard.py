@@ -156,10 +156,18 @@ def _line(entry: Entry) -> list[str]:
     data = result["data"]
     noise = f", {100 * data['noise']:.0f} % wrong on purpose" if data["noise"] else ""
     return [
-        entry.place, score, ends, gain, result["method"], result["model"], str(result["seed"]),
-        f"{data['rows'].get('labelled', 0):,}{noise}", _cost(result),
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.date)), data["fingerprint"][:6],
-    ]  # fmt: skip
+        entry.place,
+        score,
+        ends,
+        gain,
+        result["method"],
+        result["model"],
+        str(result["seed"]),
+        f"{data['rows'].get('labelled', 0):,}{noise}",
+        _cost(result),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.date)),
+        data["fingerprint"][:6],
+    ]
 
 
 def _cost(result: dict[str, Any]) -> str:

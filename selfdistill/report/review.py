@@ -238,10 +238,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = text.encode(errors="backslashreplace")
         policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'nonce-{self.server.nonce}'"
         headers = {
-            "Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body)), "Cache-Control": "no-store",
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
             "Content-Security-Policy": f"{policy}; connect-src 'self'; form-action 'none'; frame-ancestors 'none'",
-            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-        }  # fmt: skip
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

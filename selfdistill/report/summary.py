@@ -148,13 +148,24 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
     decisions = [_prose(f"- {g['decision']['why']}") for g in result["generations"] if g.get("decision")]
     decisions = decisions if task.audited else ["- Nothing audits the training; the last weights are the result of it."]
     lines = [
-        "---", "library_name: selfdistill", f"tags: [self-distillation, {data['task']}]",
-        f"metrics: [{', '.join(list(COLUMNS[data['task']])[:1])}]", "---",
-        "", *_facts(result, record, task), "## Audit", "", *decisions, "", "## Limits", "",
+        "---",
+        "library_name: selfdistill",
+        f"tags: [self-distillation, {data['task']}]",
+        f"metrics: [{', '.join(list(COLUMNS[data['task']])[:1])}]",
+        "---",
+        "",
+        *_facts(result, record, task),
+        "## Audit",
+        "",
+        *decisions,
+        "",
+        "## Limits",
+        "",
         f"Trained {tested}on {markdown(data['name'])} alone, with one seed: its scores on other data are unknown."
         + (f" Classes: {', '.join(map(markdown, data['classes']))}." if data["classes"] else ""),
-        "", *task.loading("."),
-    ]  # fmt: skip
+        "",
+        *task.loading("."),
+    ]
     return "\n".join(lines)
 
 

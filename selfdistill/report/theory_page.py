@@ -75,8 +75,11 @@ def _u_shape() -> list[str]:
             Series("forgetting", [(t, theory.spike_forgetting(t, *parameters)) for t in steps]),
             Series("noise", [(t, theory.spike_noise(t, *parameters, noise)) for t in steps]),
         ],
-        "risk by round", "round", "excess risk", marks=[Mark(theory.stopping_time(*parameters, noise), "stop", True)],
-    )  # fmt: skip
+        "risk by round",
+        "round",
+        "excess risk",
+        marks=[Mark(theory.stopping_time(*parameters, noise), "stop", True)],
+    )
     return [figure(drawn, f"Least-norm self-training on {rows} fresh rows of {dimension} inputs, mean of 40 runs.")]
 
 
@@ -114,9 +117,11 @@ def _weight() -> list[str]:
     law = [(float(lam), theory.flat_weight(float(lam), *parameters)) for lam in np.linspace(0.2, 2.0, 100)]
     drawn = curves(
         [Series("xi*", law), Series("xi*, simulated", simulated, lined=False), Series("0", [(0.2, 0.0), (2.0, 0.0)])],
-        "best weight of the teacher by penalty", "penalty lam on X'X / n", "best xi",
+        "best weight of the teacher by penalty",
+        "penalty lam on X'X / n",
+        "best xi",
         marks=[Mark(theory.flat_turning(*parameters), "best ridge", True)],
-    )  # fmt: skip
+    )
     return [figure(drawn, "Too little penalty: believe the teacher. Too much: contradict it. At the best: ignore it.")]
 
 
@@ -129,9 +134,11 @@ def _mixing() -> list[str]:
             Series("variance", [(float(w), theory.mixing_variance(float(w))) for w in weights]),
             Series("variance, simulated", simulated, lined=False),
         ],
-        "variance by weight of real labels", "weight of fresh real labels", "variance",
+        "variance by weight of real labels",
+        "weight of fresh real labels",
+        "variance",
         marks=[Mark(theory.GOLDEN, "golden ratio", True)],
-    )  # fmt: skip
+    )
     return [
         figure(drawn, "Endless mixing of fresh real labels with the model's own, in units of one label's variance.")
     ]

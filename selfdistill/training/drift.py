@@ -207,10 +207,22 @@ def measure(state: RunState, first: nn.Module, data: Data, earlier: Sequence[flo
     level = spend(LEVEL, generation, state.method.generations - 1)
     moves = [*earlier, share]
     return Drift(
-        generation, share, len(ids["unlabelled"]), (share / moves[0]) ** 2 if moves[0] else None, follows(moves),
-        missed, missed_before, len(taught), p_missed, lost, won, len(audit), mcnemar(lost, won), level,
+        generation,
+        share,
+        len(ids["unlabelled"]),
+        (share / moves[0]) ** 2 if moves[0] else None,
+        follows(moves),
+        missed,
+        missed_before,
+        len(taught),
+        p_missed,
+        lost,
+        won,
+        len(audit),
+        mcnemar(lost, won),
+        level,
         is_alarm(p_missed, lost, won, level),
-    )  # fmt: skip
+    )
 
 
 def _learns_from_labels(state: RunState, data: Data) -> bool:

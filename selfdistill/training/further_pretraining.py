@@ -131,10 +131,22 @@ def texts(source: str, text_reader: Reader) -> tuple[Data, int]:
     x, cut = text_reader.ids(column_texts)
     no_ids, every = torch.zeros(0, dtype=torch.int64), torch.arange(len(x))
     data = Data(
-        name=file, kind="text", task="classify", x=x, y=torch.full((len(x),), -1), classes=(),
-        labelled=every, unlabelled=no_ids, audit=no_ids, test=no_ids, flips=False, augment="none",
-        noisy=torch.zeros(len(x), dtype=torch.bool), reader=text_reader, cut=cut,
-    )  # fmt: skip
+        name=file,
+        kind="text",
+        task="classify",
+        x=x,
+        y=torch.full((len(x),), -1),
+        classes=(),
+        labelled=every,
+        unlabelled=no_ids,
+        audit=no_ids,
+        test=no_ids,
+        flips=False,
+        augment="none",
+        noisy=torch.zeros(len(x), dtype=torch.bool),
+        reader=text_reader,
+        cut=cut,
+    )
     return data, cut
 
 

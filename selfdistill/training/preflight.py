@@ -90,10 +90,12 @@ def _check_sums(objective: Objective, forward: Forward) -> None:
         weights = [[float(part.rows(term.view)) for part in steps], *([float(f(m)) for m in parts] for f in _COUNTS)]
         if any(sum(w) and _is_close(total, (w[0] * start + w[1] * second) / sum(w), total) for w in weights):
             fail(
-                "mean-of-means", name, f"its tally is {total:.4g} on a batch, {start:.4g} and {second:.4g} on the "
+                "mean-of-means",
+                name,
+                f"its tally is {total:.4g} on a batch, {start:.4g} and {second:.4g} on the "
                 "parts of it: a mean, where micro-batches and processes add sums",
                 "return the sum over the elements and their count, undivided",
-            )  # fmt: skip
+            )
 
 
 _COUNTS: tuple[Callable[[TermResult], Tensor], ...] = (lambda m: m.tally.count, lambda m: m.valid, lambda m: m.kept)

@@ -132,6 +132,7 @@ class TaskType(Protocol):
     equal_steps: bool = True  # whether it takes as many steps as the method
     audited: bool = True  # whether an audit accepts generations
     unit: str = "rows"  # what the test split has
+    quick: str | None = None  # the budget of `--effort quick`; None where a short training of its own is planned
     searched: bool = False  # whether arguments of its recipes can be searched on folds
 
     def design(self) -> type[ComparisonDesign]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,10 +17,10 @@ from selfdistill.errors import CheckpointError, DataError
 from selfdistill.evaluation.label_errors import (
     LabelError,
     auroc,
-    class_scores,
+    estimate,
+    examine,
+    list_errors,
     read_label_errors,
-    score_labels,
-    value_scores,
 )
 from selfdistill.methods import recipes
 from selfdistill.models.registry import parse
@@ -36,7 +37,9 @@ def digits() -> Data:
 
 def trained(name: str, data: Data, steps: int = 150) -> tuple[list[LabelError], dict[str, Any]]:
     result = fit(parse("mlp", data.shape, data.outputs), data, recipes()[name](), steps=steps)
-    return score_labels(result, data)
+    examined = examine(result, data)
+    noise, summary = estimate(examined, data.noisy)
+    return list_errors(examined, noise), summary
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,10 @@ def test_wrong_labels_have_the_highest_scores(name: str, source: str, digits: Da
     """Four in ten digits have a wrong label: one of them scores above a right one in at least 95 of 100 pairs."""
     found, summary = trained(name, digits)
     assert summary["source"] == source
-    assert summary["rows"] == len(found) == len(digits.labelled)
+    assert summary["examined"] == len(found) == 1797
+    assert {name: part["examined"] for name, part in summary["splits"].items()} == {
+        "train": 1097, "validation": 200, "test": 500,
+    }  # fmt: skip
     assert float(summary["auroc"]) > 0.95
     wrong = digits.noisy[torch.tensor([one.row - 1 for one in found[:200]])]
     assert float(wrong.float().mean()) > 0.95
@@ -72,16 +78,6 @@ def test_the_area_is_the_share_of_pairs_in_order() -> None:
     wanted = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
     assert auroc(score, wrong) == pytest.approx(wanted)
     assert auroc(score, torch.zeros(40, dtype=torch.bool)) is None
-
-
-def test_scores_by_hand() -> None:
-    q = torch.tensor([[0.7, 0.3], [0.25, 0.75]])
-    assert class_scores(q, torch.tensor([1, 1])).tolist() == pytest.approx([0.7, 0.25])
-    m, y = torch.zeros(3), torch.tensor([1.0, -2.0, 0.5])
-    normal = torch.distributions.Normal(0.0, 1.4826)
-    wanted = [2 * float(normal.cdf(e)) - 1 for e in y.abs()]
-    assert value_scores(m, y).tolist() == pytest.approx(wanted, abs=1e-5)
-    assert value_scores(torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])).tolist() == [0, 0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -108,26 +104,30 @@ def test_the_command_lists_the_highest_score_first(run: Path) -> None:
     lines = list(csv.DictReader((run / "label_errors.csv").open()))
     scores = [float(line["score"]) for line in lines]
     assert scores == sorted(scores, reverse=True)
-    assert len({line["row_from_1"] for line in lines}) == len(lines) == 1097
+    assert len({line["row"] for line in lines}) == len(lines) == 1797
+    assert [int(line["rank"]) for line in lines] == list(range(1, 1798))
+    assert {line["split"] for line in lines} == {"train", "validation", "test"}
     text = passed("label-errors", run, "--top", 3).stdout
-    assert text.splitlines()[0].split() == ["row", "(from", "1)", "label", "suggested", "error", "score"]
-    assert text.splitlines()[1].split()[0] == lines[0]["row_from_1"]
-    assert "of 1097 training labels contradict the model" in text
+    assert text.splitlines()[0].split() == ["row", "(from", "1)", "split", "label", "suggested", "error", "score"]
+    assert text.splitlines()[1].split()[0] == lines[0]["row"]
+    assert "of 1797 may be wrong" in text
+    assert "Estimated noise rate: " in text
+    assert "adjusted for label noise" in text
     found = json.loads(passed("label-errors", run, "--top", 3, "--json").stdout)
-    assert [one["row"] for one in found["labels"]] == [int(line["row_from_1"]) for line in lines[:3]]
-    assert found["errors"] == sum(line["label"] != line["suggested"] for line in lines)
+    assert [one["row"] for one in found["labels"]] == [int(line["row"]) for line in lines[:3]]
+    assert found["likely"] == sum(float(line["score"]) > 0.5 for line in lines)
     assert read_label_errors(run)["labels"][:3] == found["labels"]
     few = run.parent / "few"
     few.mkdir()
     (few / "run.json").write_text((run / "run.json").read_text())
-    wrong, right = (next(x for x in lines if (x["label"] != x["suggested"]) is likely) for likely in (True, False))
+    wrong, right = lines[0], lines[-1]
     with (few / "label_errors.csv").open("w") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows([wrong, right])
     shown = "".join(doubtful_labels({"label_errors": {"source": "history"}, "data": {}}, few, {}))
-    assert f"row {wrong['row_from_1']}<" in shown
-    assert f"row {right['row_from_1']}<" not in shown, "a label that the model predicts too is not listed"
+    assert f"row {wrong['row']}<" in shown
+    assert f"row {right['row']}<" not in shown, "a label that is likely right is not listed"
     assert "--top" in passed("label-errors", "--help").stdout
 
 
@@ -137,7 +137,7 @@ def test_what_has_no_scores_is_refused_in_one_line(run: Path, tmp_path: Path) ->
         read_label_errors(run, 0)
     saved = (run / "label_errors.csv").read_text()
     try:
-        (run / "label_errors.csv").write_text(saved.replace("row_from_1,name", "row;name"))
+        (run / "label_errors.csv").write_text(saved.replace("row,split", "row;split"))
         assert "is damaged" in refused("label-errors", run)
         (run / "label_errors.csv").unlink()
         with pytest.raises(CheckpointError, match="made by an older version"):
@@ -149,7 +149,7 @@ def test_what_has_no_scores_is_refused_in_one_line(run: Path, tmp_path: Path) ->
 def test_rows_are_counted_as_by_predict(run: Path) -> None:
     """Each label read back belongs to the row that has its number, the first being 1."""
     data, new = load("digits", label_noise=NOISE), read_label_errors(run)["labels"]
-    assert all(data.classes[int(data.y[one["row"] - 1])] == one["label"] for one in new)
+    assert all(data.classes[int(data.y[one["row"] - 1])] == one["given"] for one in new)
     assert all(
         "first row of data is 1" in " ".join(passed(c, "--help").stdout.split()) for c in ("label-errors", "predict")
     )
@@ -166,6 +166,39 @@ def test_values_are_scored_by_the_size_of_their_error(tmp_path: Path) -> None:
     options = ["--model", "mlp", "--method", "plain()", "--steps", 150, "--quiet", "--out", folder]
     passed("run", tmp_path / "t.csv", "--target", "target", *options)
     found = read_label_errors(folder)["labels"]
-    taught = {one["row"] for one in found}
-    assert {one["row"] for one in found[: len(taught & set(range(1, 6)))]} == taught & set(range(1, 6))
-    assert len(taught & set(range(1, 6))) >= 2
+    assert {one["row"] for one in found[:5]} == set(range(1, 6)), "the rows of all splits are examined"
+    assert all(one["p_given"] is None for one in found)
+
+
+def test_a_learner_examines_every_row_of_a_table_too(tmp_path: Path) -> None:
+    """Labels of a table that were flipped in all splits are likely errors, and the noise rate is about theirs."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(240, 3, generator=generator)
+    y = (x[:, 0] > 0).long()
+    wrong = torch.randperm(240, generator=generator)[:36]
+    y[wrong] = 1 - y[wrong]
+    rows = [",".join(str(v) for v in (*a.tolist(), ["no", "yes"][b])) for a, b in zip(x, y.tolist(), strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,c,target", *rows]) + "\n")
+    folder = tmp_path / "run"
+    options = ["--model", "forest", "--method", "plain()", "--quiet", "--out", folder]
+    text = passed("run", tmp_path / "t.csv", "--target", "target", *options).stdout
+    assert "adjusted for label noise" in " ".join(text.split())
+    found = read_label_errors(folder)
+    assert found["source"] == "learner"
+    assert found["examined"] == 240
+    likely = {one["row"] - 1 for one in found["labels"] if one["score"] > 0.5}
+    assert len(likely & set(wrong.tolist())) >= 30
+    assert abs(found["noise"]["rate"] - 0.15) < 0.05
+    assert found["adjusted"]["adjusted"] > found["adjusted"]["raw"] + 0.05
+    assert found["matrix"]["classes"] == ["no", "yes"]
+    stored = np.load(folder / "probabilities.npz", allow_pickle=False)
+    assert stored["pred_probs"].shape == (240, 2)
+    assert stored["ids"].tolist() == list(range(240))
+
+
+def test_cleanlab_reads_the_probabilities(run: Path) -> None:
+    filters = pytest.importorskip("cleanlab.filter")
+    stored = np.load(run / "probabilities.npz", allow_pickle=False)
+    issues = filters.find_label_issues(stored["labels"], stored["pred_probs"], n_jobs=1)
+    wrong = load("digits", label_noise=NOISE).noisy.numpy()[stored["ids"]]
+    assert wrong[issues].mean() > 0.8  # of 60 steps

@@ -457,6 +457,21 @@ def test_refit_trains_the_final_model_on_every_labelled_row(method: str, tmp_pat
         assert all(torch.equal(saved[name], value) for name, value in final_model(alone.model).state_dict().items())
 
 
+def test_a_quick_effort_is_one_short_training_without_a_baseline(tmp_path: Path) -> None:
+    request = Request(flower_table(tmp_path / "t.csv"), target="outcome", model="mlp(width=8)", effort="quick")
+    result = Run.create(request, tmp_path / "run").execute()
+    assert (result["method"], result["steps"]) == ("elr()", network_run.QUICK_STEPS)
+    assert "plain" not in result
+    ready = prepare(replace(request, method="plain()", steps=7))
+    assert (ready.expression, ready.settings["steps"]) == ("plain()", 7)
+    write_images(tmp_path / "photos")
+    assert network_run.QUICK_CNN.partition("(")[0] in str(
+        prepare(Request(str(tmp_path / "photos"), effort="quick")).build
+    )
+    learner = Request(flower_table(tmp_path / "v.csv", values=True), target="outcome", effort="quick")
+    assert Run.create(learner, tmp_path / "table").execute()["budget"]["bound"] == "1min"
+
+
 def same(first: Path, second: Path) -> bool:
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (first, second))
     return all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
