@@ -12,7 +12,7 @@ from typing import Any
 from ..data import decisions
 from ..data.row_cards import PICTURE, RowCard, read_cards
 from ..errors import SelfdistillError
-from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors
+from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors, summary_lines
 from ..evaluation.label_noise import LIKELY
 from ..evaluation.metrics import MATRIX
 from ..evaluation.statistics import share_interval
@@ -76,7 +76,8 @@ def measured(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"The final model is off by {test['rmse']:.4g} on {rows:,} test rows (RMSE; {test['mae']:.4g} on average)."
         )
-    return lines
+    errors = result.get("label_errors")
+    return lines + (summary_lines(errors) if errors else [])
 
 
 def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
@@ -97,9 +98,9 @@ def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Pat
 
 
 def likely_errors(result: Mapping[str, Any]) -> int:
-    """The number of labels of a run that look wrong."""
-    summary = result.get("label_errors") or {}
-    return int(summary.get("likely", summary.get("errors", 0)))
+    """The number of training and validation labels of a run that look wrong; decisions do not change the test split."""
+    splits = (result.get("label_errors") or {}).get("splits", {})
+    return sum(int(counts["likely"]) for name, counts in splits.items() if name != "test")
 
 
 def retraining(command: Sequence[str], file: Path) -> str:
@@ -165,7 +166,19 @@ def doubtful_labels(result: dict[str, Any], folder: Path, cards: Mapping[int, Ro
                 (label["row"], f"{label['suggested']}?{sure}", more + (f", {label['name']}" if label["name"] else ""))
             )
     count = f"{errors['likely']:,} of {errors['examined']:,} labels look wrong. {FILE} lists all, the worst first."
-    return [paragraph(count), card_list(shown, cards), *conflicts]
+    return [paragraph(count), card_list(shown, cards), *_noise(errors), *conflicts]
+
+
+def _noise(errors: Mapping[str, Any]) -> list[str]:
+    """Which classes are given for which, by estimate."""
+    lines = []
+    for one in errors.get("pairs", [])[:10]:
+        rate, low, high = (100 * one[name] for name in ("rate", "low", "high"))
+        ends = f"{low:.1f} to {high:.1f} %"
+        lines += [(one["true"], one["given"], f"{rate:.1f} %", ends, f"{one['rows']:,}")] if one["rows"] else []
+    caption = "Estimated: the share of the rows of a true class that have another class as their label."
+    head = ("true class", "given as", "share", "95 % interval", "rows")
+    return [table(head, lines), paragraph(caption, "soft")] if lines else []
 
 
 def worst_errors(result: Mapping[str, Any], cards: Mapping[int, RowCard]) -> list[str]:
