@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, DataError, RecipeError
+from ..io.display import change
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import ENVIRONMENT, SCRIPT, Lines, Request, read_lines
 from ..methods.registry import AUTO, is_auto
@@ -215,11 +216,11 @@ class ControlTaskType(TaskType):
 
 def _outcome(name: str, figures: dict[str, Any]) -> str:
     """A paired difference of returns in words."""
-    gain = f"{figures['gain']:+.1f}" + ("" if figures["half"] is None else f" ± {figures['half']:.1f}")
+    gain = change(figures["gain"], "" if figures["half"] is None else f" ± {figures['half']:.1f}")
     if figures["verdict"] is None:
         return f"Against {name}: {gain}, too few episodes for a verdict."
     word = {"LOSES": "LOSES to"}.get(figures["verdict"], figures["verdict"])
-    return f"It {word} {name} by {gain} on the same episodes."
+    return f"It {word} {name} ({gain} on the same episodes)."
 
 
 def _cell(key: str, value: float | None) -> str:

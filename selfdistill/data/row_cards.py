@@ -156,7 +156,7 @@ def _cell(value: Any, most: int = CELL) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     number = isinstance(value, float | np.floating)
-    text = f"{float(value):.10g}" if number else str(value)
+    text = f"{float(value):.6g}" if number else str(value)
     text = "" if text in ("nan", "NaT", "<NA>") and not isinstance(value, str) else text
     return text if len(text) <= most else text[: most - 1] + "…"
 

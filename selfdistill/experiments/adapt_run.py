@@ -17,7 +17,7 @@ from ..data.splits import difference, draw
 from ..errors import DataError
 from ..evaluation.predict import scored, task_outputs
 from ..evaluation.statistics import accuracy_interval
-from ..io.display import plural
+from ..io.display import change, plural
 from ..io.expressions import one_line
 from ..io.run_record import Request
 from ..methods.registry import read_method
@@ -332,7 +332,7 @@ class AdaptTaskType(SequenceTaskType):
 
 def _points(difference: Mapping[str, float]) -> str:
     mean, low, high = (100 * difference[name] for name in ("mean", "low", "high"))
-    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    return f"{change(mean, ' points')} [{change(low)} to {change(high)}]"
 
 
 def _outcome(gain: Mapping[str, float]) -> str:

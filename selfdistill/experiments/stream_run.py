@@ -20,6 +20,7 @@ from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.label_errors import read_conflicts
 from ..evaluation.predict import losses as row_losses
 from ..evaluation.predict import predict, task_outputs
+from ..io.display import change
 from ..io.expressions import one_line
 from ..io.run_record import Request, read_record
 from ..losses.distributions import UNKNOWN
@@ -260,7 +261,8 @@ class StreamTaskType(SequenceTaskType):
         text += f" ({scenario}{told}). Forgetting: {100 * own['forgetting']:.1f} points since each task's best."
         pairs = [(name, 100 * (own["accuracy"] - stream[name]["accuracy"])) for name in WORDS if name in stream]
         if pairs:
-            text += f" Against {', and against '.join(f'{WORDS[name]}: {gain:+.1f} points' for name, gain in pairs)}."
+            gains = [f"{WORDS[name]}: {change(gain, ' points')}" for name, gain in pairs]
+            text += f" Against {', and against '.join(gains)}."
         return f"{text} One seed proves little; repeat with other --seed values."
 
 

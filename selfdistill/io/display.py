@@ -82,5 +82,5 @@ def change(difference: float, unit: str = "", digits: str = ".1f", *, falls: boo
     """
     size = format(abs(difference), digits)
     if not float(size):
-        return "equal"
+        return f"equal{unit}" if "±" in unit else "equal"
     return f"{size}{unit} {'better' if (difference > 0) != falls else 'worse'}"

@@ -22,6 +22,7 @@ from ..data.reasoning import is_task
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.label_errors import read_conflicts
 from ..evaluation.statistics import FEWEST
+from ..io.display import change
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request, read_lines
 from ..methods import recipes as network_recipes
@@ -345,12 +346,13 @@ VITALS = {
 def _outcome(figures: Mapping[str, Any], against: str, nats: bool) -> str:
     """A paired gain over rows in words: with its verdict, where there are rows enough for one."""
     unit, scale = (" nats", 1) if nats else (" points", 100)
-    gain = f"{scale * figures['gain']:+.3g}"
+    half = "" if figures["half"] is None else f" ± {scale * figures['half']:.2g}"
+    gain = change(scale * figures["gain"], f"{half}{unit}", ".3g")
     if figures["verdict"] is None:
         count = f"{figures['rows']} prompt{'' if figures['rows'] == 1 else 's'}"
-        return f"has no verdict against {against}: {gain}{unit} over {count}, and at least {FEWEST} show one"
+        return f"has no verdict against {against}: {gain} over {count}, and at least {FEWEST} show one"
     word = "LOSES to" if figures["verdict"] == "LOSES" else figures["verdict"]
-    return f"{word} {against} by {gain} ± {scale * figures['half']:.2g}{unit}"
+    return f"{word} {against} ({gain})"
 
 
 class LanguageTaskType(TaskType):

@@ -12,7 +12,7 @@ from typing import Any
 from ..data import decisions
 from ..data.row_cards import PICTURE, RowCard, read_cards
 from ..errors import SelfdistillError
-from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors
+from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors, summary_lines
 from ..evaluation.label_noise import LIKELY
 from ..evaluation.metrics import MATRIX
 from ..evaluation.statistics import share_interval
@@ -20,6 +20,7 @@ from ..io.display import plural
 from .figures import bars, residuals
 from .layout import figure, matrix, paragraph, table
 
+BASELINES = ("plain", "the learner alone")  # among the models whose predictions a result holds
 SHOWN = 48  # rows whose labels look wrong on a page
 ASKED = {
     "classify": "Tell {classes} apart",
@@ -75,7 +76,8 @@ def measured(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"The final model is off by {test['rmse']:.4g} on {rows:,} test rows (RMSE; {test['mae']:.4g} on average)."
         )
-    return lines
+    errors = result.get("label_errors")
+    return lines + (summary_lines(errors) if errors else [])
 
 
 def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
@@ -96,9 +98,9 @@ def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Pat
 
 
 def likely_errors(result: Mapping[str, Any]) -> int:
-    """The number of labels of a run that look wrong."""
-    summary = result.get("label_errors") or {}
-    return int(summary.get("likely", summary.get("errors", 0)))
+    """The number of training and validation labels of a run that look wrong; decisions do not change the test split."""
+    splits = (result.get("label_errors") or {}).get("splits", {})
+    return sum(int(counts["likely"]) for name, counts in splits.items() if name != "test")
 
 
 def retraining(command: Sequence[str], file: Path) -> str:
@@ -164,7 +166,19 @@ def doubtful_labels(result: dict[str, Any], folder: Path, cards: Mapping[int, Ro
                 (label["row"], f"{label['suggested']}?{sure}", more + (f", {label['name']}" if label["name"] else ""))
             )
     count = f"{errors['likely']:,} of {errors['examined']:,} labels look wrong. {FILE} lists all, the worst first."
-    return [paragraph(count), card_list(shown, cards), *conflicts]
+    return [paragraph(count), card_list(shown, cards), *_noise(errors), *conflicts]
+
+
+def _noise(errors: Mapping[str, Any]) -> list[str]:
+    """Which classes are given for which, by estimate."""
+    lines = []
+    for one in errors.get("pairs", [])[:10]:
+        rate, low, high = (100 * one[name] for name in ("rate", "low", "high"))
+        ends = f"{low:.1f} to {high:.1f} %"
+        lines += [(one["true"], one["given"], f"{rate:.1f} %", ends, f"{one['rows']:,}")] if one["rows"] else []
+    caption = "Estimated: the share of the rows of a true class that have another class as their label."
+    head = ("true class", "given as", "share", "95 % interval", "rows")
+    return [table(head, lines), paragraph(caption, "soft")] if lines else []
 
 
 def worst_errors(result: Mapping[str, Any], cards: Mapping[int, RowCard]) -> list[str]:
@@ -244,7 +258,8 @@ def errors_of_values(result: Mapping[str, Any]) -> list[str]:
     points = result.get("predicted") or {}
     if not points:
         return []
-    name = list(points)[-1]
+    own = [name for name in points if name not in BASELINES]
+    name = own[0] if own and result.get("chosen") != "plain" else next(iter(points))
     drawing = residuals(points[name], "errors by prediction")
     caption = (
         f"{name}, on up to 300 test rows: a cloud around the line at zero is what to hope for; a slope or a fan is not."
@@ -257,16 +272,12 @@ def importance(result: Mapping[str, Any]) -> list[str]:
     columns = result.get("importance", [])
     if not columns:
         return []
-    points = "accuracy" in result["test"]
-    scale, unit = (100.0, "points of accuracy") if points else (1.0, "of the RMSE")
+    share = "accuracy" in result["test"]
+    unit, scale = ("points worse", 100.0) if share else ("more RMSE", 1.0)
     shown = [
-        (
-            one["name"],
-            max(0.0, one["mean"]),
-            f"{scale * one['mean']:.3g} ± {scale * one['deviation']:.2g} {unit} worse without it",
-        )
+        (one["name"], max(0.0, one["mean"]), f"{scale * one['mean']:.3g} ± {scale * one['deviation']:.2g} {unit}")
         if one["mean"] > 0
-        else (one["name"], 0.0, "no worse without it")
+        else (one["name"], 0.0, "no worse")
         for one in columns[:20]
     ]
     caption = "How much worse the final model is on test rows with a column shuffled (permutation importance)."

@@ -116,7 +116,8 @@ def style(index: int) -> str:
 
 
 def _dot(index: int) -> str:
-    return "d apart" if index < 0 else f"d d{index % 6}"
+    """The class of the dots of a series: those of every second one are hollow, so that not the colour alone differs."""
+    return "d apart" if index < 0 else f"d d{index % 6}" if index % 2 == 0 else f"c c{index % 6}"
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.copies import notices
 from ..errors import SelfdistillError
+from ..evaluation.label_errors import summary_lines
 from ..io.run_record import Lines, changed_logs, read_lines, read_record
 from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
 from ..training.task_type import GenerationCurve, TaskType
@@ -61,7 +62,10 @@ def render(folder: Path, task: TaskType) -> str:
     if names:
         place = f"on the test {'split' if task.unit == 'rows' else task.unit}"
         figures = table((place, *names), [(name, *cells) for name, cells in lines_of])
-        parts.append(section(f"{place[0].upper()}{place[1:]}", figures))
+        adjusted = summary_lines(result["label_errors"])[1:] if result and result.get("label_errors") else []
+        parts.append(
+            section(f"{place[0].upper()}{place[1:]}", figures, *(paragraph(line, "soft") for line in adjusted))
+        )
     drift = _drift(result)
     warned = any(line.get("warnings") for line in lines) or any(
         (generation.get("drift") or {}).get("alarm") for generation in (result or {}).get("generations", [])

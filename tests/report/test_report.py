@@ -44,7 +44,8 @@ from tests.terminal import passed, refused
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "run"
-    Run.create(Request("digits", labels=100, steps=20, method="born_again(generations=2)"), folder).execute()
+    request = Request("digits", label_noise=0.3, steps=60, method="born_again(generations=2)")
+    Run.create(request, folder).execute()
     return folder
 
 

@@ -128,8 +128,9 @@ def test_few_prompts_are_told_without_a_verdict() -> None:
     spoken = {"kind": "language", "final_generation": 0, "data": {"rows": {"test": 1}}, "test": {"accuracy": 1.0},
               "against": {"before": {"test": one, "kept": many}, "sft": {"test": {**one, "gain": -1.0}}}}  # fmt: skip
     assert said_of(spoken).startswith(
-        "The final model has no verdict against the model before: +100 points over 1 prompt, and at least 3 show one; "
-        "BEATS the model before on prior tasks by +50 ± 12 points; has no verdict against sft() at equal steps: -100 "
+        "The final model has no verdict against the model before: 100 points better over 1 prompt, and at least 3 show "
+        "one; BEATS the model before on prior tasks (50 ± 12 points better); has no verdict against sft() at equal "
+        "steps: 100 points worse"
     )
 
 
@@ -141,7 +142,6 @@ def test_a_verdict_read_back_from_disk_is_the_same_sentence() -> None:
     said = said_of(json.loads(json.dumps(spoken, sort_keys=True)))
     assert said == said_of(spoken)
     assert said.startswith(
-        "The final model TIES the model before by +10 ± 25 points; LOSES to the model before on prior tasks by "
-        "-50 ± 25 "
-        "points; TIES sft() at equal steps by +10 ± 25 points; LOSES to sft() at equal steps on prior tasks by -50 ± "
+        "The final model TIES the model before (10 ± 25 points better); LOSES to the model before on prior tasks "
+        "(50 ± 25 points worse); TIES sft() at equal steps (10 ± 25 points better); LOSES to sft() at equal steps on "
     )
