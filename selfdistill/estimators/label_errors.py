@@ -78,8 +78,8 @@ class LabelErrors(BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) < FEWEST or counts.min() < FEWEST:
             rare = self.classes_[counts.argmin()]
             raise DataError(
-                f"y has {len(self.classes_)} classes, and {str(rare)!r} has {counts.min()} rows; examining labels needs "
-                "two classes of two rows or more"
+                f"y has {len(self.classes_)} classes, and {str(rare)!r} has {counts.min()} rows; examining labels "
+                "needs two classes of two rows or more"
             )
         cv = min(self.cv, int(counts.min())) if isinstance(self.cv, int) else self.cv
         self.pred_probs_ = cross_val_predict(learner, X, codes, cv=cv, n_jobs=self.n_jobs, method="predict_proba")
