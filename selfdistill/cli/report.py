@@ -18,6 +18,7 @@ from ..io.display import text_table
 from ..io.files import writable, write
 from .options import Finite, echo, one_line_errors, raw_csv_option, trust_option
 
+ACTIONS = ("drop", "relabel", "set-aside")  # of `evaluation.cleaning`
 SORTS = ("score", "seconds", "date")  # of `report.leaderboard`
 STRATEGIES, MAX_ERROR = ("best", "margin", "random"), 0.05  # of `evaluation.label_next`, which imports torch
 
@@ -73,19 +74,37 @@ def vitals(run_folder: str, as_json: bool) -> None:
 @click.argument("run_folder", metavar="RUN")
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--write", "place", metavar="PLACE", help="Write a cleaned copy of the data: a folder, or a .csv file.")
+@click.option(
+    "--action",
+    type=click.Choice(ACTIONS),
+    help="With --write, what becomes of rows whose label looks wrong: left out, given the suggested label, or written "
+    "beside the copy [default: drop].",
+)
+@click.option("--labels", metavar="FILE", help="With --write, change what this file of decisions says, and no more.")
 @one_line_errors
-def label_errors(run_folder: str, top: int, as_json: bool) -> None:
+def label_errors(
+    run_folder: str, top: int, as_json: bool, place: str | None, action: str | None, labels: str | None
+) -> None:
     """List likely label errors in the data of RUN, the most certain first.
 
-    RUN/label_errors.csv scores all training labels. The first row of data is 1; the header of a table is not counted,
-    as in `predict`.
+    RUN/label_errors.csv scores all labels. The first row of data is 1; the header of a table is not counted, as in
+    `predict`. --write copies the data without these errors; the originals stay as they are.
     """
+    from ..evaluation.cleaning import clean
     from ..evaluation.label_errors import label_error_table
     from ..experiments.run import Run
 
+    if place is None and (action or labels):
+        raise DataError(f"--{'action' if action else 'labels'} says what --write changes; give --write PLACE too")
     run = Run.open(run_folder)
-    labels = run.task.label_errors(run.folder, top)
-    echo(json.dumps(labels, sort_keys=True) if as_json else label_error_table(labels))
+    if place is not None:
+        run.task.label_errors(run.folder, 1)  # a task without scores says so
+        copy = clean(run.folder, place, action, labels)
+        echo(json.dumps(copy.to_json(), sort_keys=True) if as_json else copy.describe())
+        return
+    listed = run.task.label_errors(run.folder, top)
+    echo(json.dumps(listed, sort_keys=True) if as_json else label_error_table(listed))
 
 
 @click.command("label-next")
