@@ -19,6 +19,7 @@ from ..io.display import text_table
 from ..io.files import writable, write
 from .options import Finite, echo, examination_options, one_line_errors, raw_csv_option, trust_option
 
+ACTIONS = ("drop", "relabel", "set-aside")  # of `evaluation.cleaning`
 SORTS = ("score", "seconds", "date")  # of `report.leaderboard`
 STRATEGIES, MAX_ERROR = ("best", "margin", "random"), 0.05  # of `evaluation.label_next`, which imports torch
 
@@ -79,16 +80,16 @@ def vitals(run_folder: str, as_json: bool) -> None:
 )
 @click.option("--out", metavar="DIR", help="DATA: the run folder [default: below runs/].")
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print.")
-@click.option("--write", "copy", metavar="PATH", help="Write a cleaned copy of the table or folder to this new place.")
-@click.option(
-    "--action",
-    type=click.Choice(["drop", "relabel", "set-aside"]),
-    help="What the copy does with likely errors: drop the rows, give them the suggested label, or take the label away "
-    "[default: drop].",
-)
-@click.option("--decisions", metavar="FILE", help="Of the copy: follow these decisions of `review` in place of all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--write", "place", metavar="PLACE", help="Write a cleaned copy of the data: a folder, or a .csv file.")
+@click.option(
+    "--action",
+    type=click.Choice(ACTIONS),
+    help="With --write, what becomes of rows whose label looks wrong: left out, given the suggested label, or written "
+    "beside the copy [default: drop].",
+)
+@click.option("--labels", metavar="FILE", help="With --write, change what this file of decisions says, and no more.")
 @trust_option
 @one_line_errors
 @click.pass_context
@@ -98,44 +99,44 @@ def label_errors(
     source: str,
     out: str | None,
     top: int,
-    copy: str | None,
-    action: str | None,
-    decisions: str | None,
     as_json: bool,
     quiet: bool,
+    place: str | None,
+    action: str | None,
+    labels: str | None,
     **options: Any,
 ) -> None:
     """List likely label errors in the data of RUN, or train on DATA to find them; the most certain first.
 
-    RUN/label_errors.csv has every labelled row of training, validation and test. The first row of data is 1; the header
-    of a table is not counted, as in `predict`. Review them by `selfdistill review RUN`.
+    RUN/label_errors.csv scores all labels. The first row of data is 1; the header of a table is not counted, as in
+    `predict`. --write copies the data without these errors; the originals stay as they are.
     """
+    from ..evaluation.cleaning import check_place, clean
     from ..evaluation.label_errors import label_error_table
     from ..experiments.run import Run, examining_request
     from .progress import execute
 
-    if copy is None and (action or decisions):
-        raise DataError(f"{'--action' if action else '--decisions'} is of a copy; give --write PATH too")
+    if place is None and (action or labels):
+        raise DataError(f"--{'action' if action else 'labels'} says what --write changes; give --write PLACE too")
     if Path(source, "run.json").exists():
-        names = [
+        given = [
             name for name in (*options, "out") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         ]
-        if names:
-            raise DataError(f"--{names[0].replace('_', '-')} is for DATA, and {source} is a run already; leave it out")
+        if given:
+            raise DataError(f"--{given[0].replace('_', '-')} is for DATA, and {source} is a run already; leave it out")
         run = Run.open(source)
     else:
         run = Run.create(examining_request(source, options), out)
-    if copy is not None:
-        run.check_copy(copy)
-    if run.result() is None and not Path(source, "run.json").exists():
+        if place is not None:  # before anything is trained
+            check_place(source, place, run.request.target, action)
         execute(run, quiet)
-    labels = run.task.label_errors(run.folder, top)
-    note = "" if copy is None else run.write_cleaned(copy, action or "drop", decisions)
-    if as_json:
-        echo(json.dumps({**labels, **({"written": copy} if copy else {})}, sort_keys=True))
+    if place is not None:
+        run.task.label_errors(run.folder, 1)  # a task without scores says so
+        copy = clean(run.folder, place, action, labels)
+        echo(json.dumps(copy.to_json(), sort_keys=True) if as_json else copy.describe())
         return
-    echo(label_error_table(labels))
-    echo(note or f"Run folder: {run.folder}")
+    listed = run.task.label_errors(run.folder, top)
+    echo(json.dumps(listed, sort_keys=True) if as_json else f"{label_error_table(listed)}\nRun folder: {run.folder}")
 
 
 @click.command("label-next")

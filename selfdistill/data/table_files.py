@@ -235,7 +235,7 @@ class Dialect:
 
 def _read_text(path: Path, written: frozenset[str], literal: frozenset[str]) -> Table:
     """A CSV or TSV file, read by pandas in chunks."""
-    dialect = _dialect(path)
+    dialect = read_dialect(path)
     columns, mixed = _chunks(path, dialect, written, literal)
     if mixed:
         columns |= _chunks(path, dialect, written, literal | mixed, mixed)[0]
@@ -251,11 +251,9 @@ def _read_text(path: Path, written: frozenset[str], literal: frozenset[str]) -> 
 
 def _short_rows(path: Path, dialect: Dialect) -> list[str]:
     """A note on rows with fewer cells than the header, which pandas fills up without a word."""
-    from pandas.io.common import get_handle
-
     count = first = 0
-    with get_handle(path, "r", encoding=dialect.encoding, compression="infer") as handles, suppress(csv.Error):
-        reader = csv.reader(handles.handle, delimiter=dialect.separator)
+    with text_handle(path, dialect.encoding) as handle, suppress(csv.Error):
+        reader = csv.reader(handle, delimiter=dialect.separator)
         for row in reader:
             if 0 < len(row) < len(dialect.names):
                 count, first = count + 1, first or reader.line_num
@@ -305,7 +303,16 @@ def _joined(chunks: list[Any]) -> Any:
     return library.concat([library.Series(chunk, copy=False) for chunk in chunks], ignore_index=True)
 
 
-def _dialect(path: Path) -> Dialect:
+@contextmanager
+def text_handle(path: Path, encoding: str) -> Iterator[Any]:
+    """A text file, also a compressed one, open to read."""
+    from pandas.io.common import get_handle
+
+    with get_handle(path, "r", encoding=encoding, compression="infer") as handles:
+        yield handles.handle
+
+
+def read_dialect(path: Path) -> Dialect:
     """Encoding, separator and header of a file.
 
     Raises:

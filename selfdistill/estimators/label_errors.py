@@ -11,9 +11,9 @@ from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_predict
 
-from ..data.cleaned import ACTIONS, RELABEL
 from ..data.decisions import DROP
 from ..errors import DataError
+from ..evaluation.cleaning import RELABEL
 from ..evaluation.label_noise import LabelNoise, find_label_errors
 from .tables import take
 
@@ -115,7 +115,7 @@ class LabelErrors(BaseEstimator):  # type: ignore[misc]
         if not hasattr(self, "likely_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit first")
         labels = np.asarray(y)
-        if action not in ACTIONS[:2]:
+        if action not in (DROP, RELABEL):
             raise DataError(f"there is no action {action!r}; give {DROP} or {RELABEL}")
         if len(labels) != len(self.likely_):
             raise DataError(f"y has {len(labels)} labels, and {len(self.likely_)} were examined; give the same rows")

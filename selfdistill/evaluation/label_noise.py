@@ -224,8 +224,8 @@ def _classes(hot: Floats, q: Floats, random: np.random.Generator) -> LabelNoise:
 
 
 def _even(matrices: Floats) -> Floats:
-    """As much noise (annotators, classes, classes), of all classes alike: a pair of classes that was not confused so
-    far may be yet."""
+    """As much noise (annotators, classes, classes), of all classes alike: a pair of classes without any confusion yet
+    may have one."""
     classes = matrices.shape[2]
     noise = 1.0 - np.einsum("azz->a", matrices)[:, None, None] / classes
     off = 1.0 - np.eye(classes)

@@ -28,7 +28,7 @@ import torch
 
 from ..core import distributed
 from ..core.step import TrainingClock
-from ..data import cleaned, decisions, row_cards
+from ..data import decisions, row_cards
 from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation import label_next
@@ -295,39 +295,6 @@ class Run:
             made, summary = label_next.propose(committee, n, strategy, self.request.seed, max_error)
         decisions.write_decisions(path, label_next.merge(before, made), raw_csv)
         return {"run": str(self.folder), "file": str(path), "kept": sum(bool(d.decision) for d in before), **summary}
-
-    def check_copy(self, out: str | Path) -> None:
-        """Refuse a cleaned copy that cannot be written, before anything is trained; see `data.cleaned`.
-
-        Raises:
-            DataError: its place is taken, or the data are no table of text and no folder.
-        """
-        cleaned.check_target(self.request.data, Path(out))
-
-    def write_cleaned(self, out: str | Path, action: str = decisions.DROP, path: str | Path | None = None) -> str:
-        """Write a copy of the data without the likely label errors; see `data.cleaned`.
-
-        Args:
-            out: The new file or folder.
-            action: ``drop``, ``relabel`` or ``set-aside``: what becomes of a likely error, or of what a person dropped.
-            path: A file of decisions, which are followed in place of all likely errors.
-
-        Returns:
-            What was done, in words.
-
-        Raises:
-            CheckpointError: the run is not finished, or has no scores of labels.
-            DataError: the copy cannot be written, or the data have changed.
-        """
-        if path is None:
-            rows = self.task.label_errors(self.folder)["labels"]
-            likely = {row["name"] or str(row["row"]): row for row in rows if row["score"] > LIKELY}
-            pairs = {name: (row["given"], row["suggested"]) for name, row in likely.items()}
-            made = cleaned.proposals(pairs, action)
-        else:
-            read = decisions.read_decisions(path, self.request.raw_csv).values()
-            made = cleaned.changes({decision.row: decision for decision in read}, action)
-        return cleaned.write_cleaned(self.request.data, self.request.target, made, Path(out))
 
     def review(self, out: str | Path | None = None, *, top: int | None = None, raw_csv: bool = False) -> Review:
         """The labels that a person should look at, and the file that the decisions go into; see `report.review.serve`.

@@ -213,16 +213,16 @@ def test_data_are_examined_by_folds_and_cleaned(tmp_path: Path) -> None:
     text = "\n".join(["a,b,target", *rows]) + "\n"
     (tmp_path / "t.csv").write_text(text)
     command = ["label-errors", tmp_path / "t.csv", "--target", "target", "--model", "mlp", "--steps", 60, "--quiet"]
-    command += ["--folds", 3, "--out", tmp_path / "r", "--top", 200, "--json"]
-    found = json.loads(passed(*command, "--write", tmp_path / "c.csv").stdout)
+    command += ["--folds", 3, "--out", tmp_path / "r"]
+    passed(*command, "--write", tmp_path / "c.csv")
+    found = read_label_errors(tmp_path / "r")
     assert (found["source"], found["examined"]) == ("folds", 120)
     assert not (tmp_path / "r" / "label_folds").exists()
     likely = [one for one in found["labels"] if one["score"] > 0.5]
     assert len({one["row"] for one in likely} & set(range(1, 13))) >= 9
     assert len((tmp_path / "c.csv").read_text().splitlines()) == 121 - len(likely)
     assert (tmp_path / "t.csv").read_text() == text
-    assert "exists already" in refused(*command, "--write", tmp_path / "c.csv")
+    again = [tmp_path / "s" if part == tmp_path / "r" else part for part in command]
+    assert "it exists" in refused(*again, "--write", tmp_path / "c.csv")
+    assert not (tmp_path / "s").exists(), "it is refused before anything is trained"
     assert "--steps is for DATA" in refused("label-errors", tmp_path / "r", "--steps", 3)
-    assert "give --write" in refused("label-errors", tmp_path / "r", "--action", "drop")
-    passed("label-errors", tmp_path / "r", "--write", tmp_path / "d.csv", "--action", "set-aside")
-    assert (tmp_path / "d.csv").read_text().count(",\n") == len(likely)
