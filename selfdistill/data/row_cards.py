@@ -40,7 +40,7 @@ class RowCard(NamedTuple):
 
     picture: str = ""
     text: str = ""
-    cells: Sequence[tuple[str, str]] = ()
+    cells: tuple[tuple[str, str], ...] = ()
 
 
 def picture_cards(
@@ -118,7 +118,8 @@ def table_cards(
     """
     if source in sources.TABLES:
         frame = tables.sklearn_table(source).features
-        return {row: RowCard(cells=[(name, _cell(frame[name].iloc[row])) for name in frame][:CELLS]) for row in ids}
+        names = list(frame.columns)[:CELLS]
+        return {row: RowCard(cells=tuple((name, _cell(frame[name].iloc[row])) for name in names)) for row in ids}
     cards, begin = dict[int, RowCard](), 0
     for file, count in counts:
         rows = [row for row in ids if begin <= row < begin + count]
@@ -147,7 +148,7 @@ def _file_cards(
         }
         words = cells.pop(text, "") if text is not None else ""
         shown = [(name, cell) for name, cell in cells.items() if name != target and cell]
-        cards[row] = RowCard(text=words, cells=shown[:CELLS])
+        cards[row] = RowCard(text=words, cells=tuple(shown[:CELLS]))
     return cards
 
 
@@ -190,7 +191,9 @@ def read_cards(folder: Path) -> dict[int, RowCard]:
             if card["picture"]:
                 start = next(one for one in PICTURE if card["picture"].startswith(one))
                 base64.b64decode(card["picture"].removeprefix(start), validate=True)
-            cards[int(row)] = RowCard(card["picture"], card["text"], [(name, cell) for name, cell in card["cells"]])
+            cards[int(row)] = RowCard(
+                card["picture"], card["text"], tuple((name, cell) for name, cell in card["cells"])
+            )
     except (OSError, ValueError, StopIteration) as error:
         raise CheckpointError(f"{path} is damaged or foreign ({type(error).__name__}); remove it") from error
     return cards

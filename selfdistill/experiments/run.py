@@ -335,7 +335,7 @@ class Run:
         def cards(ids: Sequence[int]) -> dict[int, row_cards.RowCard]:
             return task.row_cards(request, data, ids, row_cards.LARGE)
 
-        command = retraining(self._record()["command"], path)
+        command = retraining(self._record(), path)
         return Review(rows, self._record()["data"]["classes"], path, cards, command, raw_csv)
 
     def predict(self, source: str, exit_number: int | None = None) -> Predictions:

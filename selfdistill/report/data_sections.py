@@ -30,6 +30,13 @@ ASKED = {
     "control": "Act in an environment",
 }
 
+USES = {
+    "classify": ("Use the model on new data:", "selfdistill predict {} NEW_DATA --out predictions.csv"),
+    "generate": ("Use the model on new prompts:", "selfdistill predict {} NEW_PROMPTS --out answers.jsonl"),
+    "features": ("Train a classifier from these features:", "selfdistill run LABELLED_DATA --init {}"),
+    "control": ("Let the policy play:", "selfdistill predict {} --episodes 20"),
+}
+
 
 def shown_rows(folder: Path, result: Mapping[str, Any]) -> list[int]:
     """The sample ids of the rows that a page shows: of the most doubtful labels, and of the worst errors."""
@@ -54,6 +61,7 @@ def asked(record: Mapping[str, Any]) -> str:
         "unlabelled": "teach without one",
         "audit": "validate",
         "test": "test",
+        "clean": "have a label that a person decided",
     }
     order = sorted(data["rows"], key=[*words, *data["rows"]].index)
     counts = [f"{data['rows'][kind]:,} {words.get(kind, kind)}" for kind in order if data["rows"][kind]]
@@ -90,11 +98,11 @@ def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Pat
             f"Look at the {plural(likely, 'label')} that look wrong, about {plural(minutes, 'minute')} by keyboard:",
             f"selfdistill review {place}",
         ))  # fmt: skip
-        lines.append(("Train again on the corrected labels:", retraining(record["command"], folder / decisions.FILE)))
+        lines.append(("Train again on the corrected labels:", retraining(record, folder / decisions.FILE)))
     if result["data"]["rows"].get("unlabelled"):
         lines.append(("Label the unlabelled rows that would teach most:", f"selfdistill label-next {place} -n 50"))
-    lines.append(("Use the model on new data:", f"selfdistill predict {place} NEW_DATA --out predictions.csv"))
-    return lines
+    words, command = USES.get(result["data"]["task"], USES["classify"])
+    return [*lines, (words, command.format(place))]
 
 
 def likely_errors(result: Mapping[str, Any]) -> int:
@@ -103,15 +111,19 @@ def likely_errors(result: Mapping[str, Any]) -> int:
     return sum(int(counts["likely"]) for name, counts in splits.items() if name != "test")
 
 
-def retraining(command: Sequence[str], file: Path) -> str:
+def retraining(record: Mapping[str, Any], file: Path) -> str:
     """The command of a run with the labels that a file decides, into a new folder."""
+    request, command = record["request"], record["command"]
+    if len(command) < 2 or command[1] not in ("run", "update"):  # another program made the run
+        target = ["--target", request["target"]] if request.get("target") else []
+        command = ["selfdistill", "run", request["data"], *target]
     kept, rest = list[str](), list(command[1:])
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         if name in ("--out", "--labels") and not equals and rest:
             value = rest.pop(0)
-        if name == "--out" or (name == "--labels" and not value.isdecimal()):
+        if name in ("--out", "--quiet", "--json") or (name == "--labels" and not value.isdecimal()):
             continue
         kept += [word] if equals or name != "--labels" else [word, value]
     return shlex.join(["selfdistill", *kept, "--labels", str(file)])
@@ -161,10 +173,9 @@ def doubtful_labels(result: dict[str, Any], folder: Path, cards: Mapping[int, Ro
     for label in errors["labels"]:
         if label["score"] > LIKELY:
             sure = "" if label["p_suggested"] is None else f", {100 * label['p_suggested']:.0f} % sure"
-            more = f"given: {label['given']}; {label['split']} row {label['row']}"
-            shown.append(
-                (label["row"], f"{label['suggested']}?{sure}", more + (f", {label['name']}" if label["name"] else ""))
-            )
+            name = f", {'/'.join(Path(label['name']).parts[-2:])}" if label["name"] else ""
+            more = f"given: {label['given']}; {label['split']} row {label['row']}{name}"
+            shown.append((label["row"], f"{label['suggested']}?{sure}", more))
     count = f"{errors['likely']:,} of {errors['examined']:,} labels look wrong. {FILE} lists all, the worst first."
     return [paragraph(count), card_list(shown, cards), *_noise(errors), *conflicts]
 
@@ -187,7 +198,7 @@ def worst_errors(result: Mapping[str, Any], cards: Mapping[int, RowCard]) -> lis
     rows = []
     for row in worst:
         sure = "" if row["confidence"] is None else f", {100 * row['confidence']:.0f} % sure"
-        name = f"row {row['row']}" if row["name"] == str(row["row"]) else row["name"]
+        name = f"row {row['row']}" if row["name"] == str(row["row"]) else "/".join(Path(row["name"]).parts[-2:])
         rows.append((row["row"], f"predicted {row['predicted']}{sure}", f"label: {row['label']}; test, {name}"))
     words = "Test rows on which the final model is most certainly wrong. Some of their labels may be wrong instead."
     if worst and worst[0]["confidence"] is None:

@@ -301,9 +301,12 @@ def test_health_is_folded_unless_it_warns(run: Path, tmp_path: Path) -> None:
 
 def test_the_next_training_keeps_the_command_and_takes_the_decisions() -> None:
     command = ["selfdistill", "run", "my pets", "--labels", "50", "--labels=old.csv", "--out", "r", "--seed", "3"]
-    assert retraining(command, Path("r/decisions.csv")) == (
+    record = {"command": command, "request": {"data": "my pets", "target": "kind"}}
+    assert retraining(record, Path("r/decisions.csv")) == (
         "selfdistill run 'my pets' --labels 50 --seed 3 --labels r/decisions.csv"
     )
+    record["command"] = ["train.py", "fast"]
+    assert retraining(record, Path("d.csv")) == "selfdistill run 'my pets' --target kind --labels d.csv"
 
 
 def test_the_page_has_no_violation_of_axe(run: Path, tmp_path: Path) -> None:

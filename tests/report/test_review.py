@@ -35,7 +35,7 @@ def review_of(path: Path, classes: Sequence[str] = ("cat", "dog", "keep", HOSTIL
 
     def cards(ids: Sequence[int]) -> dict[int, RowCard]:
         asked.extend(ids)
-        return {row: RowCard(text=HOSTILE, cells=[("size", str(row))]) for row in ids}
+        return {row: RowCard(text=HOSTILE, cells=(("size", str(row)),)) for row in ids}
 
     return Review(rows, list(classes), path, cards, "selfdistill run pets --labels d.csv")
 
