@@ -195,7 +195,8 @@ def review(
             echo("No label looks wrong in the splits that are asked about; --top 20 shows the most doubtful ones")
             return
         echo(serve(found, port, lambda line: echo(line, err=True), None if no_open else webbrowser.open))
-    echo(f"File: {found.path}. Train on it by `{found.command}`.")
+    if found.path.exists():
+        echo(f"File: {found.path}. Train on it by `{found.command}`.")
 
 
 @click.command()
