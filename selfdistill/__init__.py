@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .core.step import Batch, Forward, Rows, TrainingClock
     from .core.targets import Target
     from .errors import SelfdistillError
+    from .evaluation.label_noise import find_label_errors
     from .experiments.run import Run
     from .models.store import load_model
     from .training.fit import Result, fit
@@ -38,6 +39,7 @@ __all__ = [
     "Teacher",
     "Term",
     "TrainingClock",
+    "find_label_errors",
     "fit",
     "gates",
     "load_model",
@@ -65,6 +67,7 @@ _HOMES = {
     "Target": "core.targets",
     "Teacher": "core.parts",
     "Term": "core.parts",
+    "find_label_errors": "evaluation.label_noise",
     "fit": "training.fit",
     "load_model": "models.store",
 }

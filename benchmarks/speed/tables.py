@@ -1,7 +1,7 @@
 """Tables: how the time to read one grows with its columns, and the memory that a run on a long one takes.
 
 The exponent is the slope of log time over log columns; 1 is proportional. Memory is the peak of a process of its own
-that runs the default command, less what its imports take, as a multiple of the table as numbers in float64.
+that runs `self_distilled()`, less what its imports take, as a multiple of the table as numbers in float64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 
 imports = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-Run.create(Request(sys.argv[1], target="y"), sys.argv[2]).execute()
+Run.create(Request(sys.argv[1], target="y", method="self_distilled()"), sys.argv[2]).execute()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - imports)
 """
 
@@ -55,7 +55,7 @@ def run(quick: bool = False, progress: Callable[[str], None] = print) -> dict[st
                 seconds.append(time.process_time() - begun)
                 progress(f"{width} columns: {seconds[-1]:.2f} s of CPU")
         _write(path, rows, columns)
-        progress(f"the default command on {rows} rows x {columns}")
+        progress(f"self_distilled() on {rows} rows x {columns}")
         command = [sys.executable, "-c", CHILD, str(path), str(Path(folder, "run"))]
         child = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ})
         peak = int(child.stdout.split()[-1])
@@ -73,5 +73,5 @@ def render(result: dict[str, Any]) -> str:
     times = ", ".join(f"{width} columns {seconds:.2f} s" for width, seconds in result["columns"].items())
     return (
         f"read for learners: {times}; exponent {result['exponent']:.2f}\n"
-        f"{result['rows']} rows, default command: peak memory {result['memory']:.2f} times the table"
+        f"{result['rows']} rows, self_distilled(): peak memory {result['memory']:.2f} times the table"
     )

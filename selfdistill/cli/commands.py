@@ -16,7 +16,6 @@ from .. import __version__
 from ..errors import DataError, RecipeError
 from ..io.display import printable
 from ..io.files import writable, write
-from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
@@ -28,7 +27,7 @@ from .options import (
     control_options,
     data_options,
     echo,
-    first_process,
+    folds_option,
     number_or_column,
     one_line_errors,
     raw_csv_option,
@@ -150,6 +149,7 @@ def main() -> None:
     help="For few labels: audit by cross-validation in K folds (K more trainings) in place of a validation split. "
     "The final model is then trained on all labels.",
 )
+@folds_option
 @click.option(
     "--targets",
     metavar="DIR",
@@ -274,25 +274,9 @@ def _with_product(request: Request, product: str) -> Request:
 
 def _execute(run: Run, as_json: bool, quiet: bool) -> None:
     from ..core import distributed
-    from ..experiments.processes import stopped_by_sigterm
-    from .progress import reporting
+    from .progress import execute
 
-    first = first_process()
-
-    def warn(line: str) -> None:
-        if first:
-            echo(line, err=True)
-
-    if first and not quiet and run.result() is not None:
-        warn(f"{run.folder} is finished: nothing is trained, this is its saved result")
-    try:
-        with stopped_by_sigterm(), reporting(quiet or not first) as reporter:
-            result = run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
-    except KeyboardInterrupt as stopped:
-        begun = (run.folder / "run.json").exists()  # else there is nothing to go on from
-        trusting = " --trust-code" if split_function(run.request.model or "") else ""
-        hint = f"; resume by `selfdistill resume {run.folder}{trusting}`" if begun else ""
-        raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None
+    result = execute(run, quiet)
     if distributed.rank() != 0:
         return
     if as_json:

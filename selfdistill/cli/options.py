@@ -121,7 +121,7 @@ THEMES = {
     "Main options": "target text unlabelled test labels groups model method steps budget seed out",
     "Data and splits": "columns time validation label_noise image_size augment tasks order domains leave_out verify",
     "Method and what it is compared with": (
-        "control effort product refit search trials explore init targets memory warm"
+        "control effort product refit folds search trials explore init targets memory warm"
     ),
     "Training": (
         "epochs batch_size lr weight_decay optimizer schedule clip accumulate precision compile device "
@@ -391,6 +391,30 @@ def adapt_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     shared = [option for option in DATA_OPTIONS[1:] if vars(option(lambda: None))["__click_params__"][0].name in _ADAPT]
     for option in reversed([*own, *shared]):
+        command = option(command)
+    return command
+
+
+_EXAMINED = {
+    "target", "columns", "text", "groups", "time", "test", "validation", "image_size", "augment", "model", "init",
+    "epochs", "steps", "batch_size", "budget", "seed", "device",
+}  # fmt: skip
+
+
+folds_option = click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="K",
+    help="Networks: K trainings more, each without one of K parts of all labelled rows, so that every row teaches and "
+    "is examined for label errors by models that left it out.",
+)
+
+
+def examination_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """RUN or DATA, and the options of a run that examines labels."""
+    names = {id(option): vars(option(lambda: None))["__click_params__"][0].name for option in DATA_OPTIONS[1:]}
+    shared = [option for option in DATA_OPTIONS[1:] if names[id(option)] in _EXAMINED]
+    for option in reversed([click.argument("source", metavar="RUN|DATA"), *shared, folds_option]):
         command = option(command)
     return command
 

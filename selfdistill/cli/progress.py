@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +16,11 @@ from rich.text import Text
 from ..core.step import TrainingClock
 from ..io.display import printable
 from ..io.files import line_due, seconds_left
+from ..io.trust import split_function
+from .options import echo, first_process
+
+if TYPE_CHECKING:
+    from ..experiments.run import Run
 
 
 def _words(figures: dict[str, float]) -> str:
@@ -115,3 +121,29 @@ def reporting(quiet: bool) -> Iterator[Reporter | None]:
     )
     with TwoLines(*columns, console=console) as bar:
         yield Reporter(bar)
+
+
+def execute(run: Run, quiet: bool) -> dict[str, Any]:
+    """Train what a run asks for, with its progress on stderr, and return its result.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; the message says how to resume.
+    """
+    from ..experiments.processes import stopped_by_sigterm
+
+    first = first_process()
+
+    def warn(line: str) -> None:
+        if first:
+            echo(line, err=True)
+
+    if first and not quiet and run.result() is not None:
+        warn(f"{run.folder} is finished: nothing is trained, this is its saved result")
+    try:
+        with stopped_by_sigterm(), reporting(quiet or not first) as reporter:
+            return run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
+    except KeyboardInterrupt as stopped:
+        begun = (run.folder / "run.json").exists()  # else there is nothing to go on from
+        trusting = " --trust-code" if split_function(run.request.model or "") else ""
+        hint = f"; resume by `selfdistill resume {run.folder}{trusting}`" if begun else ""
+        raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import DataError
 from ..io.display import text_table
 from ..io.files import writable, write
-from .options import Finite, echo, one_line_errors, raw_csv_option, trust_option
+from .options import Finite, echo, examination_options, one_line_errors, raw_csv_option, trust_option
 
 ACTIONS = ("drop", "relabel", "set-aside")  # of `evaluation.cleaning`
 SORTS = ("score", "seconds", "date")  # of `report.leaderboard`
@@ -71,9 +72,16 @@ def vitals(run_folder: str, as_json: bool) -> None:
 
 
 @click.command("label-errors")
-@click.argument("run_folder", metavar="RUN")
+@examination_options
+@click.option(
+    "--method",
+    metavar="EXPR",
+    help="DATA: the recipe [default: elr() for networks, plain() for values, auto() for tables].",
+)
+@click.option("--out", metavar="DIR", help="DATA: the run folder [default: below runs/].")
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--quiet", is_flag=True, help="No progress.")
 @click.option("--write", "place", metavar="PLACE", help="Write a cleaned copy of the data: a folder, or a .csv file.")
 @click.option(
     "--action",
@@ -82,29 +90,53 @@ def vitals(run_folder: str, as_json: bool) -> None:
     "beside the copy [default: drop].",
 )
 @click.option("--labels", metavar="FILE", help="With --write, change what this file of decisions says, and no more.")
+@trust_option
 @one_line_errors
+@click.pass_context
 def label_errors(
-    run_folder: str, top: int, as_json: bool, place: str | None, action: str | None, labels: str | None
+    context: click.Context,
+    /,
+    source: str,
+    out: str | None,
+    top: int,
+    as_json: bool,
+    quiet: bool,
+    place: str | None,
+    action: str | None,
+    labels: str | None,
+    **options: Any,
 ) -> None:
-    """List likely label errors in the data of RUN, the most certain first.
+    """List likely label errors in the data of RUN, or train on DATA to find them; the most certain first.
 
     RUN/label_errors.csv scores all labels. The first row of data is 1; the header of a table is not counted, as in
     `predict`. --write copies the data without these errors; the originals stay as they are.
     """
-    from ..evaluation.cleaning import clean
+    from ..evaluation.cleaning import check_place, clean
     from ..evaluation.label_errors import label_error_table
-    from ..experiments.run import Run
+    from ..experiments.run import Run, examining_request
+    from .progress import execute
 
     if place is None and (action or labels):
         raise DataError(f"--{'action' if action else 'labels'} says what --write changes; give --write PLACE too")
-    run = Run.open(run_folder)
+    if Path(source, "run.json").exists():
+        given = [
+            name for name in (*options, "out") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ]
+        if given:
+            raise DataError(f"--{given[0].replace('_', '-')} is for DATA, and {source} is a run already; leave it out")
+        run = Run.open(source)
+    else:
+        run = Run.create(examining_request(source, options), out)
+        if place is not None:  # before anything is trained
+            check_place(source, place, run.request.target, action)
+        execute(run, quiet)
     if place is not None:
         run.task.label_errors(run.folder, 1)  # a task without scores says so
         copy = clean(run.folder, place, action, labels)
         echo(json.dumps(copy.to_json(), sort_keys=True) if as_json else copy.describe())
         return
     listed = run.task.label_errors(run.folder, top)
-    echo(json.dumps(listed, sort_keys=True) if as_json else label_error_table(listed))
+    echo(json.dumps(listed, sort_keys=True) if as_json else f"{label_error_table(listed)}\nRun folder: {run.folder}")
 
 
 @click.command("label-next")

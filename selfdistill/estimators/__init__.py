@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .auto import AutoClassifier, AutoRegressor
     from .base_learners import usual_learner, usual_peers
     from .io import load, save
+    from .label_errors import LabelErrors
     from .network import NetworkClassifier, NetworkRegressor
     from .resume import keeping
     from .self_distillation import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoClassifier",
     "AutoRegressor",
+    "LabelErrors",
     "NetworkClassifier",
     "NetworkRegressor",
     "PeerTaughtRegressor",
@@ -42,6 +44,7 @@ __all__ = [
 _HOMES = {
     "AutoClassifier": "auto",
     "AutoRegressor": "auto",
+    "LabelErrors": "label_errors",
     "NetworkClassifier": "network",
     "NetworkRegressor": "network",
     "PeerTaughtRegressor": "self_distillation",

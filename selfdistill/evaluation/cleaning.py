@@ -116,14 +116,33 @@ def write_cleaned(
         write_cleaned("photos", "cleaned", {"photos/cat/7.png": Change("cat", "dog")}, None)
     """
     path, place = Path(source), Path(place)
-    beside = place.with_name(place.stem + ASIDE + place.suffix) if aside else None
+    beside = check_place(source, place, target, SET_ASIDE if aside else None)
+    if path.is_dir() and not is_table(source):
+        return _write_folder(path, place, changes, beside)
+    return _write_table(path, place, changes, target or "", beside)
+
+
+def check_place(source: str, place: str | Path, target: str | None, action: str | None) -> Path | None:
+    """Refuse a copy that cannot be written, and name the place of rows that are set aside; None where none are.
+
+    Args:
+        source, place, target: As of `write_cleaned`.
+        action: As of `clean`.
+
+    Raises:
+        DataError: the source is neither a folder nor a table, or the place exists or does not fit.
+    """
+    path, place = Path(source), Path(place)
+    beside = place.with_name(place.stem + ASIDE + place.suffix) if action == SET_ASIDE else None
     for one in filter(None, (place, beside)):
         if one.exists() or one.is_symlink():
             raise DataError(f"--write {one}: it exists; give another place")
     if not place.parent.is_dir():
         raise DataError(f"--write {place}: {place.parent} is no folder; make it, or give another place")
     if path.is_dir() and not is_table(source):
-        return _write_folder(path, place, changes, beside)
+        if place.resolve().is_relative_to(path.resolve()):
+            raise DataError(f"--write {place}: it is inside of {path}, which it copies; give a place outside")
+        return beside
     if not path.is_file() or not is_table(source) or target is None:
         raise DataError(
             f"--write copies a folder of images by class or a table, and {one_line(source, 60)} is neither; write your "
@@ -131,7 +150,7 @@ def write_cleaned(
         )
     if place.suffix.lower() != ".csv":
         raise DataError(f"--write {place}: the copy of a table is a CSV file; give a name that ends in .csv")
-    return _write_table(path, place, changes, target, beside)
+    return beside
 
 
 # ---- a folder of images --------------------------------------------------------------------------------------------
@@ -139,8 +158,6 @@ def write_cleaned(
 
 def _write_folder(source: Path, place: Path, changes: Mapping[str, Change], beside: Path | None) -> Copy:
     """Copy every file of the folder to its place, those that stay first; nothing is left half written."""
-    if place.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"--write {place}: it is inside of {source}, which it copies; give a place outside")
     moves = {Path(name).resolve(): change for name, change in changes.items()}
     files = [file for file in sorted(source.rglob("*")) if file.is_file()]
     files.sort(key=lambda file: file.resolve() in moves)

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import math
 import operator
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,7 @@ from ..teachers.generations import ensemble_teacher
 from ..training import budget, callbacks, reservoir, threads
 from ..training.budget import most_trials
 from ..training.comparison import ignore
-from ..training.cross_fitting import all_labels, crossfit, every_label, train_without_fold
+from ..training.cross_fitting import all_labels, cross_examine, crossfit, every_label, train_without_fold
 from ..training.fit import Result, fit, step_cost, time_step
 from ..training.shortlist import WORDS, Choice, Trial, candidate_folder, copy_log, foreword, try_each, visible
 from ..training.state import GenerationResult
@@ -317,12 +318,12 @@ class NetworkRun:
             final = ready._refit(folder, final, plain() if preferred else ready.method, result, listeners)
         if distributed.rank() == 0:
             if taught:
-                result["label_errors"] = ready.report_label_errors(folder, trained, control, preferred)
+                result["label_errors"] = ready.report_label_errors(folder, trained, control, preferred, listeners)
             ready._save_final_model(folder / "model", final, result)
         return result
 
     def report_label_errors(
-        self, folder: Path, trained: Result, control: Result | None, preferred: bool
+        self, folder: Path, trained: Result, control: Result | None, preferred: bool, listeners: Listeners
     ) -> dict[str, Any]:
         """Examine every labelled row, write its score, and return what run.json tells of label errors."""
         data = self.data
@@ -333,7 +334,16 @@ class NetworkRun:
         joint = None if preferred else joint_model(self, trained)
         if joint is not None:
             tested["final"] = task_outputs(joint[0], data, data.test)
-        examined = label_errors.examine(trained, data)
+        if self.request.folds is None:
+            examined = label_errors.examine(trained, data)
+        else:
+            with budget.following():
+                ids, outputs = cross_examine(
+                    self.build, data, self.method, self.request.folds, folder / "label_folds",
+                    make=listeners.progress, warn=listeners.warn, device=self.request.device, **self.settings,
+                )  # fmt: skip
+            examined = label_errors.examination(data, ids, outputs, "folds")
+            shutil.rmtree(folder / "label_folds", ignore_errors=True)
         return label_errors.report_errors(examined, data.noisy, folder, self.request.raw_csv, tested)
 
     def _train_control(self, folder: Path, steps: int, listeners: Listeners) -> Result:
@@ -590,7 +600,7 @@ class AutoRun(NetworkRun):
             share = (last.best_epoch + 1) / len(trained.history) if choice.winner.rows is not None else 1.0
             final = ready._refit(folder, trained, ready.method, result, listeners, share)
         if distributed.rank() == 0:
-            result["label_errors"] = ready.report_label_errors(folder, trained, control, False)
+            result["label_errors"] = ready.report_label_errors(folder, trained, control, False, listeners)
             ready._save_final_model(folder / "model", final, result)
             self._show_logs(folder, ready.expression)
         return result

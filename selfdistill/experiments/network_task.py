@@ -478,7 +478,7 @@ class NetworkTaskType(TaskType):
     """Networks that learn classes, values or features of images, tables and texts."""
 
     name, learner, title = "network", "networks", "For networks"
-    searched = True
+    searched = cross_examined = True
     about = "Classes and values, images, tables and texts: any model of PyTorch."
 
     def recipes(self) -> Mapping[str, Callable[..., Any]]:

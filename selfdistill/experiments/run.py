@@ -19,7 +19,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,14 @@ from ..training import budget, threads
 from ..training.fit import choose_device, join
 from ..training.task_type import Listeners, PreparedRun, TaskType, require_same_data
 from .folder import Folder, locked
-from .search import check_search, first_request, refuse_explore, search
+from .search import check_search, first_request, refuse_explore, refuse_folds, search
 from .task_types import TASK_TYPES
 
 __all__ = ["Run", "final_model", "load_model", "model_card"]
 
 Progress = Callable[[TrainingClock, dict[str, float]], None]
 
+FOLDS = 5  # of an examination of values
 BUSY = "another process is training this run; wait for it or end it, or give another --out"
 
 
@@ -159,6 +161,7 @@ class Run:
         check_search(self.request, task)
         prepared = task.prepare(first_request(self.request))
         refuse_explore(self.request, prepared.expression)
+        refuse_folds(self.request, task)
         if prepared.note:
             listeners.tell(prepared.note)
         quick = task.quick if self.request.effort else None
@@ -354,3 +357,25 @@ class Run:
         if not isinstance(answers, Predictions):
             raise DataError(f"the model of {self.folder} writes texts; use `selfdistill predict`")
         return answers
+
+
+def examining_request(source: str, options: Mapping[str, Any]) -> Request:
+    """The request of a run that examines the labels of data: `elr` for networks that classify, without a baseline.
+
+    Values have no recipe of that kind: they are examined by folds.
+
+    Args:
+        source: The data.
+        options: Further fields of the request.
+
+    Raises:
+        DataError, RecipeError: the data cannot be read, or the recipe is of another task type.
+    """
+    request = Request(data=source, control=False, **options)
+    task = TASK_TYPES.of_request(request)
+    if request.method is not None or not task.cross_examined:
+        return request
+    data: Any = task.prepare(replace(request, method="plain()")).data
+    if data.task == "regress":
+        return replace(request, method="plain()", folds=request.folds or FOLDS)
+    return replace(request, method="elr()")

@@ -188,6 +188,19 @@ def check_search(request: Request, task: TaskType) -> None:
     _optuna()
 
 
+def refuse_folds(request: Request, task: TaskType) -> None:
+    """Refuse folds for label errors where no network is trained on them.
+
+    Raises:
+        DataError: there are some, and the task type has none.
+    """
+    if request.folds is not None and not task.cross_examined:
+        raise DataError(
+            f"--folds leaves rows out of the training of networks, and {request.data} is for {task.learner}; leave it "
+            "out"
+        )
+
+
 def refuse_explore(request: Request, expression: str) -> None:
     """Refuse a share of trying where nothing is tried out.
 

@@ -287,6 +287,7 @@ class Request:
     explore: Annotated[float, Range(0, 1)] | None = None
     refit: str | None = None
     effort: str | None = None
+    folds: Annotated[int, Range(2, limit=1000)] | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -327,7 +328,9 @@ class Request:
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         unsaid |= {
-            name for name in ("memory", "leave_out", "verify", "trials", "explore") if getattr(self, name) is None
+            name
+            for name in ("memory", "leave_out", "verify", "trials", "explore", "folds")
+            if getattr(self, name) is None
         }
         types = {"columns": dict(self.columns)} if self.columns else {}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}

@@ -286,18 +286,10 @@ def vat(
 
 
 def uda(
-    confidence: Share = 0.8,
-    temperature: Positive = 0.4,
-    weight: NonNegative = 1.0,
-    annealing: str = "",
-    ratio: Ratio | None = None,
-    ramp: Share = 0.4,
-    labelled: str = "default",
-    weak: str = "default",
-    strong: str = "strong",
-    max_error: Share | None = None,
-    balance: str = "",
-) -> Method:
+    confidence: Share = 0.8, temperature: Positive = 0.4, weight: NonNegative = 1.0, annealing: str = "",
+    ratio: Ratio | None = None, ramp: Share = 0.4, labelled: str = "default", weak: str = "default",
+    strong: str = "strong", max_error: Share | None = None, balance: str = "",
+) -> Method:  # fmt: skip
     """Unsupervised data augmentation: the sharpened prediction for the weak view is the target of the strong one.
 
     Equation::
@@ -337,13 +329,10 @@ def uda(
     """
     label_gate = Annealed(annealing) if annealing else Always()
     sharpened, gate = Sharpened(CrossEntropy(), temperature), threshold(confidence, max_error)
-    return Method(
-        {
-            "label": supervised("labelled", gate=label_gate, reduction=PerTrust()),
-            "consistency": weak_to_strong(sharpened, gate, risen(weight, ramp, UDA), balance),
-        },
-        views=weak_strong(ratio, labelled, weak, strong, UDA),
-    )
+    label = supervised("labelled", gate=label_gate, reduction=PerTrust())
+    consistency = weak_to_strong(sharpened, gate, risen(weight, ramp, UDA), balance)
+    views = weak_strong(ratio, labelled, weak, strong, UDA)
+    return Method({"label": label, "consistency": consistency}, views=views)
 
 
 def untuned(value: float, tune: float) -> Schedule:
@@ -414,16 +403,10 @@ def meta_pseudo_labels(
 
 
 def pseudo_label(
-    weight: NonNegative = 3.0,
-    start: float = 0.1,
-    end: float = 0.6,
-    ratio: Ratio | None = None,
-    confidence: Share = 0.0,
-    labelled: str = "default",
-    unlabelled: str = "default",
-    max_error: Share | None = None,
+    weight: NonNegative = 3.0, start: float = 0.1, end: float = 0.6, ratio: Ratio | None = None,
+    confidence: Share = 0.0, labelled: str = "default", unlabelled: str = "default", max_error: Share | None = None,
     balance: str = "",
-) -> Method:
+) -> Method:  # fmt: skip
     """Pseudo-label: the model's own best class is the label of an unlabelled row, with a weight that rises.
 
     Equation::

@@ -26,6 +26,7 @@ from ..data.dataset import Data, with_clean_rows
 from ..data.splits import difference
 from ..errors import DataError
 from ..evaluation.audit import Audit, Decision, measure_for
+from ..evaluation.label_errors import held_predictions, taught_predictions
 from ..evaluation.predict import losses as row_losses
 from ..methods.controls import plain
 from ..methods.validate import check_method
@@ -190,6 +191,53 @@ def crossfit(
     passes = sum((r.passes for r in results), Passes())
     steps, seconds = sum(r.steps for r in results), sum(r.seconds for r in results)
     return CrossFit(generations, plain_wins, decisions, len(ids), passes, steps, seconds)
+
+
+def cross_examine(
+    build: Callable[..., nn.Module],
+    data: Data,
+    method: Method,
+    folds: int,
+    out: Path,
+    *,
+    make: Callable[[str], Any] = lambda name: None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """Predictions for every labelled row by trainings without its fold, and by the memories of the other trainings.
+
+    Rows of validation and test teach too, since no score is taken from these trainings. Where a method remembers what
+    it predicted during training, the mean of its memories counts as much as the prediction for the row left out.
+
+    Args:
+        build, data, method, folds, out: as of `crossfit`.
+        make: the reporter of a training, by its name.
+        settings: arguments of `fit`.
+
+    Returns:
+        The ids of the rows, and their predictions (rows, outputs): probabilities, or standardised values.
+
+    Raises:
+        DataError: as of `parts`.
+    """
+    whole = every_label(data)
+    ids, y = whole.labelled, whole.y[whole.labelled]
+    labels = y if data.task == "classify" else torch.zeros_like(y)
+    groups = None if data.groups is None else data.groups[ids]
+    fold = parts(labels, folds, int(settings.get("seed", 0)), data.classes, groups)
+    held, memory, times = torch.zeros(len(ids), data.outputs), torch.zeros(len(ids), data.outputs), 0
+    for k in range(folds):
+        rest = replace(whole, labelled=ids[fold != k])
+        result = fit(
+            build, rest, method, out=out / str(k), resume=True,
+            progress=make(f"label errors, fold {k + 1} of {folds}"), **{**settings, "audit": "off"},
+        )  # fmt: skip
+        result.model.cpu()
+        held[fold == k] = held_predictions(result, rest, ids[fold == k])
+        remembered, source = taught_predictions(result, rest) if data.task == "classify" else (held, "")
+        if source == "memory":
+            memory[fold != k] += remembered
+            times += 1
+    return ids, (held + memory / (folds - 1)) / 2 if times == folds else held
 
 
 def train_without_fold(

@@ -134,6 +134,7 @@ class TaskType(Protocol):
     unit: str = "rows"  # what the test split has
     quick: str | None = None  # the budget of `--effort quick`; None where a short training of its own is planned
     searched: bool = False  # whether arguments of its recipes can be searched on folds
+    cross_examined: bool = False  # whether --folds leaves each row out once to examine its label
 
     def design(self) -> type[ComparisonDesign]:
         """How it is compared."""

@@ -202,3 +202,27 @@ def test_cleanlab_reads_the_probabilities(run: Path) -> None:
     issues = filters.find_label_issues(stored["labels"], stored["pred_probs"], n_jobs=1)
     wrong = load("digits", label_noise=NOISE).noisy.numpy()[stored["ids"]]
     assert wrong[issues].mean() > 0.8  # of 60 steps
+
+
+def test_data_are_examined_by_folds_and_cleaned(tmp_path: Path) -> None:
+    """Every row of a table is left out once; the copy has no likely error, and the original stays."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(120, 2, generator=generator)
+    x[:, 0] += x[:, 0].sign()
+    rows = [f"{a:.4f},{b:.4f},{'yes' if (a > 0) != (i < 12) else 'no'}" for i, (a, b) in enumerate(x.tolist())]
+    text = "\n".join(["a,b,target", *rows]) + "\n"
+    (tmp_path / "t.csv").write_text(text)
+    command = ["label-errors", tmp_path / "t.csv", "--target", "target", "--model", "mlp", "--steps", 60, "--quiet"]
+    command += ["--folds", 3, "--out", tmp_path / "r"]
+    passed(*command, "--write", tmp_path / "c.csv")
+    found = read_label_errors(tmp_path / "r")
+    assert (found["source"], found["examined"]) == ("folds", 120)
+    assert not (tmp_path / "r" / "label_folds").exists()
+    likely = [one for one in found["labels"] if one["score"] > 0.5]
+    assert len({one["row"] for one in likely} & set(range(1, 13))) >= 9
+    assert len((tmp_path / "c.csv").read_text().splitlines()) == 121 - len(likely)
+    assert (tmp_path / "t.csv").read_text() == text
+    again = [tmp_path / "s" if part == tmp_path / "r" else part for part in command]
+    assert "it exists" in refused(*again, "--write", tmp_path / "c.csv")
+    assert not (tmp_path / "s").exists(), "it is refused before anything is trained"
+    assert "--steps is for DATA" in refused("label-errors", tmp_path / "r", "--steps", 3)
