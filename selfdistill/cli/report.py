@@ -193,12 +193,19 @@ def label_next(
     metavar="N",
     help="The N most doubtful labels [default: those that look wrong].",
 )
+@click.option(
+    "--test",
+    is_flag=True,
+    help="Test rows too: decisions on them change a copy of the data (`label-errors --write`), and no run.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port [default: a free one].")
 @click.option("--no-open", is_flag=True, help="Print the address, and open no browser.")
 @raw_csv_option
 @trust_option
 @one_line_errors
-def review(run_folder: str, out: str | None, top: int | None, port: int, no_open: bool, raw_csv: bool) -> None:
+def review(
+    run_folder: str, out: str | None, top: int | None, test: bool, port: int, no_open: bool, raw_csv: bool
+) -> None:
     """Look at the labels of RUN that look wrong, on a local page that the keyboard drives.
 
     Keys: a accepts the suggestion, k or the space bar keeps the label, s skips the row, d drops it, a number chooses a
@@ -215,12 +222,13 @@ def review(run_folder: str, out: str | None, top: int | None, port: int, no_open
 
     run = Run.open(run_folder)
     with locked(run.folder, "a run or a review goes on in it; wait for it or end it"):
-        found = run.review(out, top=top, raw_csv=raw_csv)
+        found = run.review(out, top=top, test=test, raw_csv=raw_csv)
         if not found.rows:
-            echo("No training or validation label looks wrong; --top 20 shows the most doubtful ones")
+            echo("No label looks wrong in the splits that are asked about; --top 20 shows the most doubtful ones")
             return
         echo(serve(found, port, lambda line: echo(line, err=True), None if no_open else webbrowser.open))
-    echo(f"File: {found.path}. Train on it by `{found.command}`.")
+    if found.path.exists():
+        echo(f"File: {found.path}. Train on it by `{found.command}`.")
 
 
 @click.command()

@@ -296,7 +296,9 @@ class Run:
         decisions.write_decisions(path, label_next.merge(before, made), raw_csv)
         return {"run": str(self.folder), "file": str(path), "kept": sum(bool(d.decision) for d in before), **summary}
 
-    def review(self, out: str | Path | None = None, *, top: int | None = None, raw_csv: bool = False) -> Review:
+    def review(
+        self, out: str | Path | None = None, *, top: int | None = None, test: bool = False, raw_csv: bool = False
+    ) -> Review:
         """The labels that a person should look at, and the file that the decisions go into; see `report.review.serve`.
 
         These are the training and validation labels that look wrong, and rows that `label_next` proposed.
@@ -304,6 +306,7 @@ class Run:
         Args:
             out: The file of decisions [decisions.csv in the run folder]. Decisions in it stay.
             top: The number of most doubtful rows, whether or not they look wrong.
+            test: Test rows too, which decisions do not change in a run, but in a copy of the data.
             raw_csv: Leave cells as they are that a spreadsheet takes for formulas.
 
         Raises:
@@ -312,7 +315,7 @@ class Run:
         """
         path, task = Path(out) if out is not None else self.folder / decisions.FILE, self.task
         writable(path, "--out")
-        labels = [row for row in task.label_errors(self.folder)["labels"] if row["split"] != "test"]
+        labels = [row for row in task.label_errors(self.folder)["labels"] if test or row["split"] != "test"]
         doubtful = labels[:top] if top is not None else [row for row in labels if row["score"] > LIKELY]
         with trust.trust_code(self.trust_code):
             data: Any = task.prepare(first_request(self.request)).data

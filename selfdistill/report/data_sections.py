@@ -98,7 +98,12 @@ def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Pat
             f"Look at the {plural(likely, 'label')} that look wrong, about {plural(minutes, 'minute')} by keyboard:",
             f"selfdistill review {place}",
         ))  # fmt: skip
-        lines.append(("Train again on the corrected labels:", retraining(record, folder / decisions.FILE)))
+        source = Path(record["request"]["data"])
+        if source.exists():
+            copy = "cleaned" if source.is_dir() else "cleaned.csv"
+            command = f"selfdistill label-errors {place} --write {copy}"
+            lines.append(("Or write a copy of the data without the rows that look wrong, unseen:", command))
+        lines.append(("Train again on the decided labels:", retraining(record, folder / decisions.FILE)))
     if result["data"]["rows"].get("unlabelled"):
         lines.append(("Label the unlabelled rows that would teach most:", f"selfdistill label-next {place} -n 50"))
     words, command = USES.get(result["data"]["task"], USES["classify"])

@@ -23,7 +23,7 @@ p{margin:.4rem 0}.soft,figcaption{color:var(--soft);font-size:.9rem}
 .verdict{border-left:4px solid var(--c0);background:var(--card);padding:.6rem .9rem;margin:.8rem 0;font-size:1.05rem}
 .outcome h2{margin:1.2rem 0 .3rem}.outcome pre{white-space:pre-wrap}.outcome ul{margin:.3rem 0;padding-left:1.2rem}
 .steps{margin:.3rem 0;padding-left:1.4rem}.steps li{margin:.5rem 0}.steps pre{margin:.2rem 0}
-summary{cursor:pointer;font-size:1.15rem;font-weight:600;margin:1rem 0}
+summary{cursor:pointer;margin:1rem 0}summary h2{display:inline}
 :focus-visible{outline:3px solid var(--c0);outline-offset:2px}
 .wide{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.9rem;min-width:100%}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
@@ -90,10 +90,10 @@ def page(title: str, parts: Sequence[str]) -> str:
     return printable(text)
 
 
-def section(heading: str, *parts: str) -> str:
+def section(heading: str, *parts: str, level: int = 2) -> str:
     """A heading and its parts; empty if all parts are."""
     inner = "\n".join(part for part in parts if part)
-    return f"<section><h2>{escape(heading)}</h2>\n{inner}</section>" if inner else ""
+    return f"<section><h{level}>{escape(heading)}</h{level}>\n{inner}</section>" if inner else ""
 
 
 def figure(drawing: str, caption: str = "", kind: str = "") -> str:
@@ -150,7 +150,7 @@ def details(heading: str, *parts: str, unfolded: bool = False) -> str:
     """Parts below a heading that unfolds them; empty if all parts are."""
     inner = "\n".join(part for part in parts if part)
     state = " open" if unfolded else ""
-    return f"<details{state}><summary>{escape(heading)}</summary>\n{inner}</details>" if inner else ""
+    return f"<details{state}><summary><h2>{escape(heading)}</h2></summary>\n{inner}</details>" if inner else ""
 
 
 def steps(lines: Sequence[tuple[str, str]]) -> str:

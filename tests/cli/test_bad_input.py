@@ -301,7 +301,7 @@ def test_predictions_that_cannot_be_written_leave_the_earlier_file(here: Path, m
     def full(self: Path, *args: Any, **options: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert "No space left" in refused("predict", "done", "digits", "--out", "p.csv")
     assert Path("p.csv").read_text() == "earlier\n"
     assert sorted(path.name for path in here.glob(".p.csv*")) == []

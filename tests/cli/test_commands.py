@@ -102,7 +102,7 @@ def test_the_run_folder_holds_what_is_promised() -> None:
     passed("run", "digits", "--method", "born_again(generations=2)", *TINY, "--out", "r", "--quiet")
     assert {path.name for path in Path("r").iterdir()} == {
         "run.json", "metrics.jsonl", "checkpoints", "generations", "control", "model", "README.md", "report.html",
-        "label_errors.csv", "reservoir.safetensors", "cards.json",
+        "label_errors.csv", "probabilities.npz", "reservoir.safetensors", "cards.json",
     }  # fmt: skip
     held = {path.name for path in Path("r/model").iterdir()}
     assert held == {"model.safetensors", "config.json", "data.json", "README.md"}

@@ -295,7 +295,7 @@ def test_health_is_folded_unless_it_warns(run: Path, tmp_path: Path) -> None:
             line.pop("warnings", None)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         page = render(folder, TASK_TYPES)
-        assert f"{fold}<summary>Health of the method" in page
+        assert f"{fold}<summary><h2>Health of the method" in page
         assert all(warning in page for warning in warnings)
 
 
