@@ -9,7 +9,8 @@ q_i are the probabilities that a model, which did not learn the label of row i, 
 matrix T (the share of the rows of class z with the given label y) and the power t, which calibrates the model, are
 found together by maximum likelihood: EM for T, for each t of a grid. Confident predictions that contradict a label
 count as noise, uncertain ones as errors of the model. Several annotators have a matrix each (Dawid and Skene), and the
-model is the prior of each row. Intervals are percentiles of bootstrap samples of the rows.
+model is the prior of each row. Intervals are percentiles of bootstrap samples of the rows, each with a power that is
+drawn by its likelihood.
 
 Values have a residual each: a normal-like part (Student's t with 4 degrees of freedom) of right labels and a wide one
 of wrong labels, mixed by EM; the score is the probability of the wide part.
@@ -37,6 +38,7 @@ LIKELY = 0.5  # a label with a higher score is a likely error
 POWERS = np.geomspace(0.25, 8.0, 16)  # that calibrate a model
 FLOOR = 1e-6  # of a probability
 STEPS = 40  # of EM
+PLAUSIBLE = 1e-3  # least share of the likelihood of a power that counts
 DRAWS = 100  # bootstrap samples
 MOST = 2_000_000  # numbers (rows x classes) of a bootstrap sample
 LEVEL = 0.95  # of the intervals
@@ -192,25 +194,28 @@ def _classes(hot: Floats, q: Floats, random: np.random.Generator) -> LabelNoise:
     rows, annotators, classes = hot.shape
     most = max(200, MOST // classes)
     part = np.arange(rows) if rows <= most else random.choice(rows, most, replace=False)
-    fits = []
-    for power in POWERS:
-        fits.append(_maximise(calibrate(q[part], power), hot[part], _start(annotators, classes), STEPS))
-    best = max(range(len(fits)), key=lambda i: fits[i][1])
-    power = float(POWERS[best])
-    p = calibrate(q, power)
-    matrices, _ = _maximise(p, hot, fits[best][0], STEPS if len(part) < rows else 1)
+    fits = [_maximise(calibrate(q[part], power), hot[part], _start(annotators, classes), STEPS) for power in POWERS]
+    likelihoods = np.array([fit[1] for fit in fits])
+    plausible = np.exp(len(part) * (likelihoods - likelihoods.max()))  # how sure the calibration is
+    plausible /= plausible.sum()
+    kept = {place: calibrate(q, POWERS[place]) for place in np.flatnonzero(plausible > PLAUSIBLE).tolist()}
+    plausible = plausible[list(kept)] / plausible[list(kept)].sum()
+    power = float(POWERS[likelihoods.argmax()])
+    p = kept[int(likelihoods.argmax())]
+    matrices = np.tensordot(plausible, np.stack([fits[place][0] for place in kept]), 1)
     posterior = _expect(p, hot, (matrices + _even(matrices)) / 2)[0]
     posterior /= posterior.sum(axis=1, keepdims=True)
     given = hot.sum(axis=1)
     given /= given.sum(axis=1, keepdims=True)
     scores = 1.0 - (posterior * given).sum(axis=1)
     draws, rates = [], []
-    for _ in range(DRAWS):
+    for place in random.choice(list(kept), DRAWS, p=plausible).tolist():
         drawn = random.choice(rows, len(part))
-        sample, _ = _maximise(p[drawn], hot[drawn], matrices, 5)
+        sample, _ = _maximise(kept[place][drawn], hot[drawn], fits[place][0], 5)
         draws.append(sample)
-        rates.append(_wrong(p[drawn], hot[drawn], sample))
-    rate, draws_ = _wrong(p, hot, matrices), np.stack(draws)
+        rates.append(_wrong(kept[place][drawn], hot[drawn], sample))
+    rate = np.tensordot(plausible, np.stack([_wrong(kept[place], hot, fits[place][0]) for place in kept]), 1)
+    draws_ = np.stack(draws)
     width = np.sqrt(len(part) / rows)  # of a smaller sample
     sampled = rate[None] + width * (np.stack(rates) - rate[None])
     mean = (rate * given_rows(hot)).sum() / given_rows(hot).sum()
