@@ -184,4 +184,5 @@ def test_the_table_has_every_part_of_the_package() -> None:
     for module, table, kind in ((losses, COMPARES, object), (gates, JUDGES, Gate), (teachers, SAYS, Teacher)):
         there = {type(part).__name__ for part in table}
         public = {n for n in module.__all__ if inspect.isclass(t := getattr(module, n)) and issubclass(t, kind)}
-        assert public == there - {"InheritedPseudoLabels"}
+        # the oracle of reweight() has rows with clean labels; an error bound keeps nothing before `fit` sets it
+        assert public - {"CleanGradient", "ErrorBound"} == there - {"InheritedPseudoLabels"}

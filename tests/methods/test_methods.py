@@ -33,7 +33,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "born_again": {"generations": 3, "xi": 0.25, "temperature": 2.5, "loss": "ce", "warm": True},
     "byot": {"alpha": 0.4, "temperature": 2.0, "feature": 0.001},
     "cs_kd": {"weight": 2.0, "temperature": 3.0},
-    "curriculum": {"stages": 3, "balanced": False, "hard": False, "confidence": 0.3},
+    "curriculum": {"stages": 3, "balanced": False, "hard": False, "confidence": 0.3, "augment": "weak"},
     "distil": {"teacher": "runs/large", "alpha": 0.5, "temperature": 1.0},
     "dlb": {"alpha": 0.7, "temperature": 1.5},
     "elr": {"weight": 7.0, "decay": 0.9},

@@ -341,6 +341,7 @@ def test_peers_that_have_become_one_are_told_and_then_stopped(monkeypatch: pytes
     lines = list[str]()
     with pytest.raises(VitalsError, match="equal-peers: the peers are one model") as caught:
         fit(flat, tiny_data(0), recipes()["mutual"](), epochs=40, warn=lines.append, **options)
+    assert caught.value.vital == "equal-peers"
     assert "\n" not in str(caught.value)
     assert [line for line in lines if "the peers are nearly one model" in line] == lines[-1:]
     fit(flat, tiny_data(0), recipes()["mutual"](), epochs=40, vitals=False, **options)
