@@ -8,7 +8,7 @@
 
 ``glyphs``: the letters A to J of 120 fonts, 32 x 32, drawn anew for each seed; 26 % of the labels are flipped at
 random, or to the letter most alike (the nearest mean image), and at random 0, 10 and 40 %. Both sides train the same
-network (``--width``) for ``--steps`` in 5 folds: cleanlab takes `plain()` and its probabilities for the rows left out,
+network (``--model``) for ``--steps`` in 5 folds: cleanlab takes `plain()` and its probabilities for the rows left out,
 this package `elr()` and what ``--folds 5`` takes. The ranking of each is cut at the largest recall of all wrong labels
 at which precision is at least .95; beside it is what each one flags. Then both drop what they flag, and the same plain
 network learns the rest and is scored on 500 clean glyphs of other fonts.
@@ -50,13 +50,18 @@ FLAGGED = ("precision", "recall")
 TABLES = ("breast-cancer", "wine", "digits")
 
 
-def draw_fonts() -> NDArray[np.uint8]:
-    """The letters of every font that has them, (fonts, letters, side, side); equal fonts once."""
+def draw_fonts(skip: str) -> NDArray[np.uint8]:
+    """The letters of every font that has them, (fonts, letters, side, side); equal fonts once.
+
+    Fonts with ``skip`` in their path are left out, if it is not empty.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     listed = subprocess.run(["fc-list", "--format", "%{file}\n"], capture_output=True, text=True, check=True).stdout
     drawn = dict[bytes, NDArray[np.uint8]]()
-    for path in sorted({line for line in listed.split("\n") if line.lower().endswith((".ttf", ".otf"))}):
+    for path in sorted(
+        {line for line in listed.split("\n") if line.lower().endswith((".ttf", ".otf")) and not (skip and skip in line)}
+    ):
         try:
             font, rows = ImageFont.truetype(path, 24), []
             for letter in (*LETTERS, "\U0010fffd"):
@@ -74,7 +79,9 @@ def draw_fonts() -> NDArray[np.uint8]:
     return np.stack(list(drawn.values()))
 
 
-def glyphs(fonts: NDArray[np.uint8], seed: int, kind: str, noise: float) -> tuple[Data, Tensor, Tensor, Tensor]:
+def glyphs(
+    fonts: NDArray[np.uint8], seed: int, kind: str, noise: float, augment: str
+) -> tuple[Data, Tensor, Tensor, Tensor]:
     """Glyphs with flipped labels, their true classes, and clean glyphs of other fonts with their classes."""
     random = np.random.default_rng(seed)
     order = random.permutation(len(fonts))
@@ -89,7 +96,7 @@ def glyphs(fonts: NDArray[np.uint8], seed: int, kind: str, noise: float) -> tupl
         y[wrong] = torch.from_numpy(distances.argmin(axis=1))[true[wrong]]
     else:
         y[wrong] = (true[wrong] + torch.from_numpy(random.integers(1, len(LETTERS), len(wrong)))) % len(LETTERS)
-    data = from_tensors(rows, y, list(LETTERS), audit=0, test=0, augment="weak")
+    data = from_tensors(rows, y, list(LETTERS), audit=0, test=0, augment=augment)
     return data, true, test, clean
 
 
@@ -109,7 +116,7 @@ def flagged(mask: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> dict[str, floa
 def train_without(data: Data, mask: NDArray[np.bool_], test: Tensor, clean: Tensor, options: dict[str, Any]) -> float:
     """The accuracy on clean rows of a plain network that learns the rows without a mask."""
     kept = torch.from_numpy(np.flatnonzero(~mask))
-    rest = from_tensors(data.tensor[kept], data.y[kept], list(LETTERS), audit=0, test=0, augment="weak")
+    rest = from_tensors(data.tensor[kept], data.y[kept], list(LETTERS), audit=0, test=0, augment=data.augment)
     model = fit(parse(options["model"], data.shape, data.outputs), rest, plain(), warn=lambda line: None,
                 steps=options["steps"], seed=options["seed"], audit="off").model.cpu()  # fmt: skip
     judged = from_tensors(test, clean, list(LETTERS), audit=0, test=0)
@@ -122,7 +129,7 @@ def run_glyphs(fonts: NDArray[np.uint8], seed: int, kind: str, noise: float, arm
     import tempfile
 
     begun = time.process_time()
-    data, true, test, clean = glyphs(fonts, seed, kind, noise)
+    data, true, test, clean = glyphs(fonts, seed, kind, noise, options["augment"])
     options = {**options, "seed": seed}
     method = elr() if arm == "selfdistill" else plain()
     with tempfile.TemporaryDirectory() as folder:
@@ -240,17 +247,19 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help="files of texts")
     parser.add_argument("--seeds", type=int, default=10, help="how many, from --first on")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--width", type=int, default=8, help="of the network")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--model", default="cnn(width=16)", help="the network of both sides")
+    parser.add_argument("--skip", default="aenigma", help="leave out fonts with this in their path (ornaments)")
+    parser.add_argument("--augment", default="weak", choices=["none", "weak"])
     parser.add_argument("--settings", type=int, nargs="*", default=range(len(SETTINGS)), help="places in SETTINGS")
     parser.add_argument("--out", type=Path, default=Path("runs/label_errors.jsonl"), help="results")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    options = {"steps": given.steps, "model": f"cnn(width={given.width})"}
+    options = {"steps": given.steps, "model": given.model, "augment": given.augment, "skip": given.skip}
     lines = Lines(given.out, options)
     done = {(r["data"], r["noise_of"], r["seed"], r["arm"]) for r in lines.records}
-    fonts = draw_fonts() if given.what == "glyphs" else None
+    fonts = draw_fonts(given.skip) if given.what == "glyphs" else None
     names = {"tables": TABLES, "texts": given.files}.get(given.what, ())
     for seed in range(given.first, given.first + given.seeds):
         for kind, noise in (SETTINGS[i] for i in given.settings) if fonts is not None else ():

@@ -31,7 +31,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_has_what_every_run_has(done: Path) -> None:
-    assert {p.name for p in done.iterdir()} == {"run.json", "README.md", "report.html", "model", "cards.json"}
+    names = {"run.json", "README.md", "report.html", "model", "cards.json", "label_errors.csv"}
+    assert {p.name for p in done.iterdir()} == names
     assert {p.name for p in (done / "model").iterdir()} == {"estimator.skops", "data.json", "README.md"}
     result = json.loads((done / "run.json").read_text())["result"]
     assert result["test"].keys() == {"rmse", "mae", "r2", "coverage", "width"}
