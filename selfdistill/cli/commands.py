@@ -27,6 +27,7 @@ from .options import (
     control_options,
     data_options,
     echo,
+    effort_option,
     folds_option,
     number_or_column,
     one_line_errors,
@@ -119,12 +120,7 @@ def main() -> None:
     metavar="F",
     help="Largest share of the trainings that only try something out, of auto() and --search [default: try all].",
 )
-@click.option(
-    "--effort",
-    type=click.Choice(["quick"]),
-    help="quick: a first answer in a minute: one short training of a small network without a baseline; of tables at "
-    "most a minute of auto(). Options that are given come first.",
-)
+@effort_option
 @click.option(
     "--refit",
     type=click.Choice(["all"]),

@@ -111,7 +111,10 @@ def label_options(context: click.Context, values: tuple[str, ...]) -> int | None
     if numbers and int(numbers[0]) < 1:
         raise click.BadParameter(f"{numbers[0]} is not in the range x>=1.")
     if files and not Path(files[0]).is_file():
-        raise click.BadParameter(f"{files[0]!r} is neither a number of 1 or more nor a file of decisions.")
+        raise click.BadParameter(
+            f"{files[0]!r} is neither a number of 1 or more nor a file; `selfdistill review RUN` and `label-next RUN` "
+            "write files of decisions."
+        )
     context.params["decisions"] = files[0] if files else None
     return int(numbers[0]) if numbers else None
 
@@ -410,11 +413,19 @@ folds_option = click.option(
 )
 
 
+effort_option = click.option(
+    "--effort",
+    type=click.Choice(["quick"]),
+    help="quick: a first answer in a minute: one short training of a small network without a baseline; of tables at "
+    "most a minute of auto(). Options that are given come first.",
+)
+
+
 def examination_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """RUN or DATA, and the options of a run that examines labels."""
     names = {id(option): vars(option(lambda: None))["__click_params__"][0].name for option in DATA_OPTIONS[1:]}
     shared = [option for option in DATA_OPTIONS[1:] if names[id(option)] in _EXAMINED]
-    for option in reversed([click.argument("source", metavar="RUN|DATA"), *shared, folds_option]):
+    for option in reversed([click.argument("source", metavar="RUN|DATA"), *shared, effort_option, folds_option]):
         command = option(command)
     return command
 

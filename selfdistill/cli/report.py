@@ -130,13 +130,14 @@ def label_errors(
         if place is not None:  # before anything is trained
             check_place(source, place, run.request.target, action)
         execute(run, quiet)
-    if place is not None:
-        run.task.label_errors(run.folder, 1)  # a task without scores says so
-        copy = clean(run.folder, place, action, labels)
-        echo(json.dumps(copy.to_json(), sort_keys=True) if as_json else copy.describe())
+    listed = run.task.label_errors(run.folder, top)  # a task without scores says so
+    copy = clean(run.folder, place, action, labels) if place is not None else None
+    if as_json:
+        echo(json.dumps({**listed, **({"copy": copy.to_json()} if copy else {})}, sort_keys=True))
         return
-    listed = run.task.label_errors(run.folder, top)
-    echo(json.dumps(listed, sort_keys=True) if as_json else f"{label_error_table(listed)}\nRun folder: {run.folder}")
+    echo(f"{label_error_table(listed)}\nRun folder: {run.folder}")
+    if copy is not None:
+        echo(copy.describe())
 
 
 @click.command("label-next")

@@ -142,6 +142,8 @@ def check_place(source: str, place: str | Path, target: str | None, action: str 
     if path.is_dir() and not is_table(source):
         if place.resolve().is_relative_to(path.resolve()):
             raise DataError(f"--write {place}: it is inside of {path}, which it copies; give a place outside")
+        if place.suffix.lower() == ".csv":
+            raise DataError(f"--write {place}: the copy of a folder of images is a folder; give a name without .csv")
         return beside
     if not path.is_file() or not is_table(source) or target is None:
         raise DataError(

@@ -55,7 +55,9 @@ def render(source: str | Path, types: TaskTypes, sort: str = "score") -> str:
         return leaderboard.render(leaderboard.read_leaderboard(path, sort), path)
     if not file.is_file():
         unfinished = "; finish it by the same compare command" if (path / "plan.json").exists() else ""
-        raise CheckpointError(f"{path} is no run and no finished comparison{unfinished}; give the folder of one")
+        raise CheckpointError(
+            f"{path} is no run, no finished comparison and no folder of runs{unfinished}; give one of them"
+        )
     try:
         result = read_json(file, {"kind": frozenset({"comparison", LABEL_CURVE})})
         with refuse_misfits(file, "run it again"):

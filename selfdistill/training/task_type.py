@@ -277,7 +277,8 @@ class TaskType(Protocol):
     def data_line(self, data: dict[str, Any]) -> str:
         """The data as a line of a README, without their name, which is Markdown already."""
         counts = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items())
-        return f"{counts}; {100 * data['noise']:.0f} % of the training and validation labels are wrong ones"
+        wrong = f"; {100 * data['noise']:.0f} % of the training and validation labels were made wrong"
+        return counts + (wrong if data["noise"] else "")
 
     def loading(self, folder: str) -> list[str]:
         """The instructions to load the final model from a folder, as lines of Markdown."""

@@ -70,6 +70,8 @@ def test_images_move_to_the_folder_of_their_new_class(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="inside of"):
         write_cleaned(str(photos), photos / "c", changes, None)
+    with pytest.raises(DataError, match="the copy of a folder of images is a folder"):
+        write_cleaned(str(photos), tmp_path / "c.csv", changes, None)
     (photos / "train/a/1.png").unlink()
     with pytest.raises(DataError, match="it is gone"):
         write_cleaned(str(photos), tmp_path / "d", changes, None)

@@ -132,7 +132,7 @@ def test_the_command_lists_the_highest_score_first(run: Path) -> None:
 
 
 def test_what_has_no_scores_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
-    assert "has no run.json" in refused("label-errors", tmp_path)
+    assert "no sub-folder with images" in refused("label-errors", tmp_path)
     with pytest.raises(DataError, match="from 1 on"):
         read_label_errors(run, 0)
     saved = (run / "label_errors.csv").read_text()

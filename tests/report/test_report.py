@@ -127,7 +127,7 @@ def test_damaged_or_foreign_files_take_one_line(content: str, tmp_path: Path) ->
     with pytest.raises(CheckpointError) as caught:
         render(tmp_path, TASK_TYPES)
     assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match="no run and no finished comparison"):
+    with pytest.raises(CheckpointError, match="no run, no finished comparison and no folder of runs"):
         render(tmp_path / "nowhere", TASK_TYPES)
 
 
@@ -352,4 +352,4 @@ def test_a_folder_of_runs_is_a_leaderboard(run: Path, tmp_path: Path) -> None:
     assert fast.index("\nlow ") < fast.index("\ndeep/high ")
     assert "--sort is for a folder of runs" in refused("report", run, "--sort", "date")
     (tmp_path / "empty").mkdir()
-    assert "no run and no finished comparison" in refused("report", tmp_path / "empty")
+    assert "no run, no finished comparison and no folder of runs" in refused("report", tmp_path / "empty")
