@@ -43,7 +43,7 @@ class LabelErrors(BaseEstimator):  # type: ignore[misc]
     >>> errors = LabelErrors(estimator=LogisticRegression(max_iter=500)).fit(X, y)
     >>> sorted(errors.order_[:5].tolist()), errors.suggested_[:5].tolist()
     ([0, 1, 2, 3, 4], [0, 0, 0, 0, 0])
-    >>> len(errors.clean(X, y)[1]) == 150 - errors.likely_.sum()
+    >>> len(errors.clean(X, y)[1]) == 150 - int(errors.likely_.sum())
     True
     """
 
