@@ -315,6 +315,8 @@ _FIXED = (
     "keep",
     "checker",
     "fields",
+    "student_template",
+    "teacher_template",
     "skip_long",
     "lora",
     "max_tokens",

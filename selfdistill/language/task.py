@@ -331,6 +331,8 @@ _PROMPT_OPTIONS = {
     "keep": "--keep",
     "checker": "--checker",
     "fields": "--columns",
+    "student_template": "--student-template",
+    "teacher_template": "--teacher-template",
     "skip_long": "--skip-long",
     "lora": "--lora",
     "max_tokens": "--max-tokens",
