@@ -122,7 +122,9 @@ def label_options(context: click.Context, values: tuple[str, ...]) -> int | None
 #: The options of `run --help` by theme, those of the main job first.
 THEMES = {
     "Main options": "target text unlabelled test labels groups model method steps budget seed out",
-    "Data and splits": "columns annotators time validation label_noise image_size augment tasks order domains leave_out verify",
+    "Data and splits": (
+        "columns annotators time validation label_noise image_size augment tasks order domains leave_out verify"
+    ),
     "Method and what it is compared with": (
         "control effort product refit folds search trials explore init targets memory warm"
     ),
