@@ -133,7 +133,7 @@ THEMES = {
         "parallel save_seconds save_steps cache memory_dtype memory_top vitals"
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
-    "Language models": "keep checker skip_long lora max_tokens checkpointing",
+    "Language models": "fields keep checker skip_long lora max_tokens checkpointing",
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
 }
@@ -169,6 +169,26 @@ def _column_types(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         if pairs.setdefault(name, kind) != kind:
             raise click.BadParameter(f"{name!r} has two types, {pairs[name]} and {kind}; give one")
     return tuple(sorted(pairs.items()))
+
+
+def _field_names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[tuple[str, str], ...]:
+    """The columns of prompts from the command line."""
+    from ..data.examples import field_names
+
+    try:
+        return field_names(value or "")
+    except SelfdistillError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+#: Of all commands that read prompts.
+fields_option = click.option(
+    "--columns",
+    "fields",
+    metavar="FIELD=COLUMN,...",
+    callback=_field_names,
+    help="Prompts: the columns of fields that the file calls otherwise, such as prompt=question,answer=solution.",
+)
 
 
 DATA_OPTIONS = [
@@ -248,6 +268,7 @@ DATA_OPTIONS = [
         metavar="SUITE",
         help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
     ),
+    fields_option,
     click.option(
         "--checker",
         metavar="SPEC",

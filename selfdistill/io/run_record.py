@@ -220,9 +220,10 @@ class Request:
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
     trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
-    ``checker``, ``skip_long``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that
-    must not be forgotten, the checker of rows that name none, whether rows beyond the model's context are left out, the
-    rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
+    ``checker``, ``fields``, ``skip_long``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models:
+    prior tasks that must not be forgotten, the checker of rows that name none, (field, column) of fields that the file
+    calls otherwise, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights),
+    tokens of an answer, and memory for time. ``targets`` is a folder that keeps
     what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
@@ -252,6 +253,7 @@ class Request:
     augment: str | None = None
     keep: str | None = None
     checker: str | None = None
+    fields: tuple[tuple[str, str], ...] = ()
     skip_long: bool = False
     lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
@@ -337,21 +339,22 @@ class Request:
             "effort",
             "annotators",
         }  # unsaid where not asked for: what was asked before they existed is the same
-        unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
+        unsaid = {name for name in later if not getattr(self, name)} | {"columns", "fields"}
         unsaid |= {
             name
             for name in ("memory", "leave_out", "verify", "trials", "explore", "folds")
             if getattr(self, name) is None
         }
-        types = {"columns": dict(self.columns)} if self.columns else {}
+        pairs = {"columns": self.columns, "fields": self.fields}
+        types = {name: dict(given) for name, given in pairs.items() if given}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Request:
         """Raises ValueError, KeyError or TypeError for what `to_json` did not write."""
-        given = {"training": value["training"], "columns": value.get("columns", {})}
+        given = {"training": value["training"], **{name: value.get(name, {}) for name in ("columns", "fields")}}
         pairs = {name: tuple(sorted(entries.items())) for name, entries in given.items()}
-        if not all(isinstance(kind, str) for _, kind in pairs["columns"]):
+        if not all(isinstance(kind, str) for name in ("columns", "fields") for _, kind in pairs[name]):
             raise ValueError("columns")
         try:
             return cls(**{**value, **pairs})
