@@ -122,7 +122,9 @@ def label_options(context: click.Context, values: tuple[str, ...]) -> int | None
 #: The options of `run --help` by theme, those of the main job first.
 THEMES = {
     "Main options": "target text unlabelled test labels groups model method steps budget seed out",
-    "Data and splits": "columns time validation label_noise image_size augment tasks order domains leave_out verify",
+    "Data and splits": (
+        "columns annotators time validation label_noise image_size augment tasks order domains leave_out verify"
+    ),
     "Method and what it is compared with": (
         "control effort product refit folds search trials explore init targets memory warm"
     ),
@@ -443,6 +445,14 @@ _EXAMINED = {
 }  # fmt: skip
 
 
+annotators_option = click.option(
+    "--annotators",
+    metavar="COL,COL",
+    help="Tables: columns with the labels of several annotators, an empty cell for none. Their consensus is the "
+    "target, and the report says how often each one is right.",
+)
+
+
 folds_option = click.option(
     "--folds",
     type=click.IntRange(min=2),
@@ -464,7 +474,9 @@ def examination_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """RUN or DATA, and the options of a run that examines labels."""
     names = {id(option): vars(option(lambda: None))["__click_params__"][0].name for option in DATA_OPTIONS[1:]}
     shared = [option for option in DATA_OPTIONS[1:] if names[id(option)] in _EXAMINED]
-    for option in reversed([click.argument("source", metavar="RUN|DATA"), *shared, effort_option, folds_option]):
+    for option in reversed(
+        [click.argument("source", metavar="RUN|DATA"), *shared, annotators_option, effort_option, folds_option]
+    ):
         command = option(command)
     return command
 

@@ -96,6 +96,12 @@ _TRIAL = {
 _ESTIMATE = {"rate": float, "low": float, "high": float}
 
 
+_MATRIX = {"rates": [[float]], "low": [[float]], "high": [[float]]}
+
+
+_PAIR = {"true": str, "given": str, "rows?": int, **_ESTIMATE}
+
+
 _ADJUSTED = {"raw": float, "adjusted": float, "low": float, "high": float}
 
 
@@ -105,10 +111,12 @@ _LABEL_ERRORS = {
     "likely": int,
     "splits": {str: {"examined": int, "likely": int}},
     "noise": _ESTIMATE,
-    "matrix?": {"classes": [str], "counts": [[int]], "rates": [[float]], "low": [[float]], "high": [[float]]},
-    "pairs?": [{"true": str, "given": str, "rows": int, **_ESTIMATE}],
+    "matrix?": {"classes": [str], "counts": [[int]], **_MATRIX},
+    "pairs?": [_PAIR],
     "adjusted?": {"metric": str, "assumption": str, "plain?": _ADJUSTED, **_ADJUSTED},
-    "annotators?": [{"name": str, "rows": int, "agreement": float, **_ESTIMATE}],
+    "annotators?": [
+        {"name": str, "rows": int, "rank": int, "agreement": _ESTIMATE, "matrix?": _MATRIX, "pairs": [_PAIR]}
+    ],
     "auroc?": float,
 }
 
@@ -231,7 +239,8 @@ class Request:
     [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy].
     ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``. ``search`` is
     an expression with ranges, whose arguments ``trials`` trials search; ``explore`` is the largest share of the
-    trainings that only try something out.
+    trainings that only try something out. ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of
+    several annotators, whose consensus is the target.
     """
 
     data: str = "digits"
@@ -292,6 +301,7 @@ class Request:
     refit: str | None = None
     effort: str | None = None
     folds: Annotated[int, Range(2, limit=1000)] | None = None
+    annotators: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -331,6 +341,7 @@ class Request:
             "search",
             "refit",
             "effort",
+            "annotators",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns", "fields"}
         unsaid |= {

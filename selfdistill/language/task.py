@@ -314,7 +314,7 @@ def holds_prompts(request: Request) -> bool:
     Args:
         request: The request; one that names a target or a column of texts means a table.
     """
-    if request.target is not None or request.text is not None:
+    if any(column is not None for column in (request.target, request.text, request.annotators)):
         return False
     if is_task(request.data) or is_file_of_prompts(request.data):
         return True
