@@ -205,7 +205,7 @@ def test_the_readme_counts_the_recipes_that_there_are() -> None:
     from selfdistill.methods import recipes
 
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "more than seventy recipes for networks and fifteen for language models" in text
+    assert "more than seventy recipes for networks and twenty-three for language models" in text
     assert (70 < len(recipes()) < 80, len(RECIPES)) == (True, 15)
 
 
