@@ -26,7 +26,8 @@ class Rollout:
     """One completion: of which example, prompt and completion as ids, and what a checker said of it.
 
     ``log_probs`` are those of the sampler, where it was not the student alone as it learns: another engine, or a
-    mixture with the teacher. ``thinking``: its prompt ends with the tag that begins a thought.
+    mixture with the teacher. ``tutored``: written by who reads a context, and learnt without it; ``trusted``: to be
+    learnt from at all. ``thinking``: its prompt ends with the tag that begins a thought.
     """
 
     example: int
@@ -36,13 +37,14 @@ class Rollout:
     reward: float | None = None
     feedback: str | None = None
     log_probs: tuple[float, ...] | None = None
+    tutored: bool = False
+    trusted: bool = True
     thinking: bool = False
 
     @property
     def answer(self) -> str:
         """The text without its thoughts; a thought that was cut off ends with the text."""
-        text = _THOUGHT.sub("", f"{_OPENING}{self.text}" if self.thinking else self.text)
-        return text.rpartition("</think>")[2].strip()
+        return without_thoughts(self.text, self.thinking)
 
 
 Context = Callable[[Example, Sequence[Rollout], int], Sequence[Message] | None]
@@ -53,6 +55,27 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 _OPENING = "<think>"
 _THOUGHT = re.compile(r"<think>.*?(?:</think>\s*|$)", re.DOTALL)
+
+
+#: Words of one who has read more than the question.
+LEAK = re.compile(
+    r"\b(as (shown |given |stated |mentioned )?in the (reference|example|solution|demonstration|document|passage)"
+    r"|following the example|the (reference|given|provided) (solution|answer|response|document|passage)"
+    r"|(according to|based on) the (example|reference|hint|solution|document|passage|text))", re.I,
+)  # fmt: skip
+
+
+def without_thoughts(text: str, thinking: bool = False) -> str:
+    """A text without what was thought in it; a thought that was cut off ends with the text.
+
+    Args:
+        text: The text.
+        thinking: Whether the tag that begins a thought stands before the text.
+
+    >>> without_thoughts("<think>1 + 1</think> 2"), without_thoughts("1 + 1</think> 2", True)
+    ('2', '2')
+    """
+    return _THOUGHT.sub("", f"{_OPENING}{text}" if thinking else text).rpartition("</think>")[2].strip()
 
 
 def asked(example: Example, text: str) -> list[Message]:
@@ -108,6 +131,11 @@ def reference() -> Demonstration:
     )
 
 
+def document() -> Demonstration:
+    """A document that the question is about: the privileged context, or the demonstration."""
+    return Demonstration("Document:\n{demonstration}\n\nQuestion: {prompt}")
+
+
 def rewriting() -> Demonstration:
     """A reference answer as a guide for one's own. Source: SDFT 2024 (arXiv 2402.13669)."""
     return Demonstration(
@@ -161,12 +189,13 @@ class Instruction:
 class SiblingAttempts:
     """A sibling's correct solution, and feedback on the own attempt where there is none; neither: nothing.
 
-    The own attempt is not shown, nor what was thought in it. ``both`` adds the feedback beside a solution too.
-    Source: SDPO (arXiv 2601.20802).
+    The own attempt is not shown, nor what was thought in it. ``both`` adds the feedback beside a solution too;
+    ``failed`` has nothing to say of attempts that are right. Source: SDPO (arXiv 2601.20802).
     """
 
     threshold: float = 1.0
     both: bool = False
+    failed: bool = False
     solution: str = "\n\nCorrect solution:\n\n{solution}"
     feedback: str = "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
     closing: str = "\n\nCorrectly solve the original question."
@@ -175,6 +204,8 @@ class SiblingAttempts:
 
     def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
         mine = rollouts[own]
+        if self.failed and (mine.reward or 0.0) >= self.threshold:
+            return None
         solved = [r.answer for i, r in enumerate(rollouts) if i != own and (r.reward or 0.0) >= self.threshold]
         solution = next(filter(None, solved), None)
         text = filled(self.solution, solution=solution) if solution else ""
@@ -182,6 +213,74 @@ class SiblingAttempts:
         if said and (mine.reward or 0.0) < self.threshold and (self.both or not text):
             text += filled(self.feedback, feedback=said)
         return asked(example, example.prompt + text + self.closing) if text else None
+
+
+@dataclass(frozen=True)
+class Preface:
+    """An instruction before the last turn, within it: what is to be done without being told."""
+
+    text: str
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        return asked(example, f"{self.text}\n\n{example.prompt}")
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """What the user said of the answer, read before it is given again. Source: arXiv 2603.12273."""
+
+    template: str = (
+        "{prompt}\n\nTo an earlier answer the user replied:\n{feedback}\n\nAnswer the request itself, better than that "
+        "answer did."
+    )
+    needs: ClassVar[tuple[str, ...]] = ("feedback",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        said = rollouts[own].feedback or example.feedback
+        return None if said is None else asked(example, filled(self.template, prompt=example.prompt, feedback=said))
+
+
+@dataclass(frozen=True)
+class Revision:
+    """The own attempt and what its reward asks for: to say it again, or to correct it. Source: arXiv 2604.12002.
+
+    Args:
+        right: the user's turn after an attempt of at least ``threshold``.
+        wrong: the user's turn after any other.
+        threshold: the reward of a right attempt.
+    """
+
+    right: str = "That is right. Say it again in other words."
+    wrong: str = "That is wrong. Correct it."
+    threshold: float = 1.0
+    needs: ClassVar[tuple[str, ...]] = ("checker",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        mine = rollouts[own]
+        if not mine.text.strip():
+            return None
+        asks = self.right if (mine.reward or 0.0) >= self.threshold else self.wrong
+        return [*example.messages, ("assistant", mine.text), ("user", asks)]
+
+
+@dataclass(frozen=True)
+class ShortContext:
+    """The privileged context in the place of what the question follows: the part of a long text that answers it.
+
+    It stands for all turns before the last one, or for the whole prompt where that is one turn.
+    Source: OPSDL (arXiv 2604.17535).
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("privileged_context",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        short = example.privileged_context
+        if short is None:
+            return None
+        if len(example.messages) == 1:
+            return [("user", short)]
+        return [(example.messages[0][0], short), example.messages[-1]]
 
 
 @dataclass(frozen=True)

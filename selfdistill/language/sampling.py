@@ -353,7 +353,8 @@ def _rollout(row: dict[str, Any]) -> Rollout:
     chosen = row["log_probs"]
     return Rollout(
         row["example"], tuple(row["prompt"]), tuple(row["ids"]), row["text"], row["reward"], row["feedback"],
-        None if chosen is None else tuple(chosen), bool(row.get("thinking")),
+        None if chosen is None else tuple(chosen), row.get("tutored", False), row.get("trusted", True),
+        row.get("thinking", False),
     )  # fmt: skip
 
 

@@ -15,10 +15,14 @@ from selfdistill.errors import DataError, SelfdistillError, VitalsError
 from selfdistill.language.completions import CONTEXT, Language, OncePerGeneration, OnPolicy
 from selfdistill.language.contexts import (
     Demonstration,
+    Hindsight,
     Hint,
     Instruction,
     NoContext,
+    Preface,
+    Revision,
     Rollout,
+    ShortContext,
     SiblingAttempts,
     WrongSolution,
     begins_thought,
@@ -402,3 +406,24 @@ def test_accumulation_has_the_loss_of_one_batch() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_contexts_of_2026() -> None:
+    row = replace(prompts(20).rows[0], feedback="Shorter!", privileged_context="the part")
+    mine = [Rollout(0, (), (), "my answer", 0.0), Rollout(0, (), (), "right", 1.0)]
+    assert Preface("Be brief.")(row, mine, 0) == [("user", f"Be brief.\n\n{row.prompt}")]
+    (turn,) = Hindsight()(row, mine, 0) or []
+    assert "Shorter!" in turn[1]
+    assert row.prompt in turn[1]
+    assert Hindsight()(replace(row, feedback=None), mine, 0) is None
+    wrong, right = (Revision()(row, mine, own) or [] for own in (0, 1))
+    assert wrong[-2:] == [("assistant", "my answer"), ("user", Revision.wrong)]
+    assert right[-2:] == [("assistant", "right"), ("user", Revision.right)]
+    assert Revision()(row, [replace(mine[0], text=" ")], 0) is None
+    long = replace(row, messages=(("system", "all of it"), ("user", "what?")))
+    assert ShortContext()(long, mine, 0) == [("system", "the part"), ("user", "what?")]
+    assert ShortContext()(row, mine, 0) == [("user", "the part")]
+    assert ShortContext()(replace(row, privileged_context=None), mine, 0) is None
+    failed = SiblingAttempts(failed=True)
+    assert failed(row, mine, 1) is None
+    assert failed(row, mine, 0) is not None
