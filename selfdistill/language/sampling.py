@@ -117,6 +117,35 @@ class Sampling:
             return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
 
+    def draw(self, logits: Tensor, numbers: Tensor) -> Tensor:
+        """The token of each row where the sum of the probabilities of those before it passes its number.
+
+        Args:
+            logits: (rows, vocabulary).
+            numbers: (rows,) in [0, 1).
+
+        Returns:
+            (rows,) token ids.
+
+        >>> half = Sampling(top_p=0.5)
+        >>> half.draw(torch.tensor([[0.1, 0.6, 0.3]]).log(), torch.tensor([0.99])).tolist()
+        [1]
+        """
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        scores = logits / self.temperature
+        if self.top_k:
+            least = scores.topk(min(self.top_k, scores.shape[-1])).values[:, -1:]
+            scores = scores.masked_fill(scores < least, -math.inf)
+        p = scores.softmax(-1)
+        if self.top_p < 1:
+            falling, order = p.sort(descending=True, stable=True)
+            falling = falling.masked_fill(falling.cumsum(-1) - falling >= self.top_p, 0.0)
+            p = torch.zeros_like(p).scatter(-1, order, falling)
+        sums = p.double().cumsum(-1)
+        passed = sums > numbers[:, None].double() * sums[:, -1:]
+        return passed.int().argmax(-1)
+
 
 class Engine(Protocol):
     """What writes completions for left-padded batches: ids without the end padding, and log-probabilities if known."""
