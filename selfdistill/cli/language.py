@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .options import Finite, echo, one_line_errors, refuse_two_lengths, trust_option
+from .options import Finite, dtype_option, echo, one_line_errors, refuse_two_lengths, trust_option
 
 
 @click.command()
@@ -33,6 +33,7 @@ from .options import Finite, echo, one_line_errors, refuse_two_lengths, trust_op
     help="Prompts to test on.",
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
+@dtype_option
 @click.option("--checker", metavar="SPEC", help="Checker of the rows that have an answer and name no checker.")
 @click.option("--skip-long", is_flag=True, help="Leave out the rows that are longer than the model's context.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")

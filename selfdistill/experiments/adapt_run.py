@@ -49,6 +49,8 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "dtype",
+    "save",
     "columns",
     "groups",
     "time",

@@ -318,6 +318,8 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "dtype",
+    "save",
 )
 
 
