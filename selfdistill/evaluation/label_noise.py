@@ -65,7 +65,9 @@ class LabelNoise:
     ``scores`` (rows,) are the probabilities that labels are wrong, ``suggested`` (rows,) the most probable classes or
     the predicted values, ``noise`` is the share of wrong labels. Of classes, ``matrix`` (classes, classes) has a row
     for each true class and a column for each given one, ``draws`` (samples, classes, classes) are the same of
-    bootstrap samples, and ``agreement`` has an entry for each annotator: the share of its labels that are right.
+    bootstrap samples, and ``agreement`` has an entry for each annotator: the share of its labels that are right. Of
+    several annotators, ``posterior`` (rows, classes) are the probabilities of the true classes, and ``matrices``
+    (annotators, classes, classes) and ``matrix_draws`` (samples, annotators, classes, classes) the noise of each one.
     """
 
     scores: Floats
@@ -75,6 +77,9 @@ class LabelNoise:
     draws: Floats | None = None
     power: float = 1.0
     agreement: tuple[Rate, ...] = ()
+    posterior: Floats | None = None
+    matrices: Floats | None = None
+    matrix_draws: Floats | None = None
 
     @property
     def likely(self) -> NDArray[np.bool_]:
@@ -222,9 +227,10 @@ def _classes(hot: Floats, q: Floats, random: np.random.Generator) -> LabelNoise:
     means = (sampled * given_rows(hot)).sum(axis=1) / given_rows(hot).sum()
     agreement = tuple(_interval(1 - rate[a], 1 - sampled[:, a]) for a in range(annotators))
     weights = given_rows(hot)[:, None, None] / given_rows(hot).sum()
+    panel = (posterior, matrices, draws_) if annotators > 1 else (None, None, None)
     return LabelNoise(
         scores, posterior.argmax(axis=1), _interval(float(mean), means), (matrices * weights).sum(axis=0),
-        (draws_ * weights).sum(axis=1), power, agreement,
+        (draws_ * weights).sum(axis=1), power, agreement, *panel,
     )  # fmt: skip
 
 

@@ -23,7 +23,9 @@ import torch
 from ..core import distributed
 from ..data.copies import notices
 from ..data.examples import FIELDS
+from ..data.prompt_files import columns
 from ..data.prompts import Prompts, load_prompts, load_suite
+from ..data.reasoning import is_task
 from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
 from ..io.expressions import Range, expression_name, one_line
@@ -207,7 +209,7 @@ def prepare(request: Request) -> LanguageRun:
         return shortlisted(request)
     data = _load(request)
     suite = None if request.keep is None else load_suite(request.keep, checker=request.checker)
-    expression = request.method or _default_recipe(data)
+    expression = request.method or _chosen_recipe(request, data)
     method = read_recipe(expression)
     method.check_fields(data, f"{expression_name(expression)}()")
     most = request.max_tokens or TOKENS
@@ -217,7 +219,14 @@ def prepare(request: Request) -> LanguageRun:
     if model in ENCODERS:
         raise DataError(f"{model} reads texts and writes none; give a language model, such as smollm2 or a folder")
     lora = advice.get("lora", 0) if request.lora is None else request.lora
-    build = Pretrained(model, lora=lora, checkpointing=request.checkpointing, dtype=request.dtype or "auto")
+    build = Pretrained(
+        model,
+        lora=lora,
+        checkpointing=request.checkpointing,
+        dtype=request.dtype or "auto",
+        student_template=request.student_template,
+        teacher_template=request.teacher_template,
+    )
     check_save(request.save or "merged", lora)
     if request.save not in (None, "merged") and is_adapter(locate(model)):
         raise DataError(f"{model} is an adapter, which can be no base of another one; give --save merged")
@@ -233,7 +242,10 @@ def prepare(request: Request) -> LanguageRun:
     settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
     settings.setdefault("clip", advice.get("clip", 1.0))
     fields = _field_notes(request, data, expression, method)
-    note = "\n".join([*fields, *notices(data.name, data.describe()), *template_notes(reader.tokenizer)])
+    templates = template_notes(reader.tokenizer)
+    if reader.teacher_template and not (method.distils or method.source.contexts):
+        templates.append(f"--teacher-template changes nothing: nothing of {expression} is read with a context")
+    note = "\n".join([*fields, *notices(data.name, data.describe()), *templates])
     return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
 
 
@@ -250,7 +262,8 @@ def prepare_update(request: Request) -> LanguageRun:
     place, (_, base) = model_folder(run), read_record(run / "run.json")
     lora = base.lora if request.lora is None else request.lora
     most = base.max_tokens if request.max_tokens is None else request.max_tokens
-    ready = prepare(replace(request, model=str(place), lora=lora, max_tokens=most))
+    teacher = base.teacher_template if request.teacher_template is None else request.teacher_template
+    ready = prepare(replace(request, model=str(place), lora=lora, max_tokens=most, teacher_template=teacher))
     if request.keep is None:
         warning = "no prior prompts (--keep SUITE): nothing shows whether the model forgets what it knew"
         ready.note = f"{ready.note}\n{warning}"
@@ -261,14 +274,14 @@ def default_recipe(request: Request) -> str:
     """The recipe that a request is trained with where it names none."""
     if request.method:
         return request.method
-    return _default_recipe(_load(request))
+    return _chosen_recipe(request, _load(request))
 
 
 def _load(request: Request) -> Prompts:
     """The prompts of a request with their splits."""
     return load_prompts(
         request.data, labels=request.labels, audit=request.validation, test=request.test, seed=request.seed,
-        checker=request.checker, groups=request.groups, time=request.time,
+        checker=request.checker, groups=request.groups, time=request.time, columns=request.fields,
     )  # fmt: skip
 
 
@@ -276,6 +289,39 @@ def _default_recipe(data: Prompts) -> str:
     """Demonstrations are distilled; where there are only checkers, attempts are; else samples."""
     demonstrated, checked = _counts(data)
     return "sdft()" if demonstrated == len(data.rows) else "sdpo()" if checked == len(data.rows) else "ssd()"
+
+
+def _chosen_recipe(request: Request, data: Prompts) -> str:
+    """The recipe that the fields of the prompts suggest, where it leaves none of them aside.
+
+    Raises:
+        DataError: Some fields would not be used.
+    """
+    expression, some = _default_recipe(data), len(data.has("demonstration"))
+    method = read_recipe(expression)
+    unused = _unused_fields(request, data, method)
+    if 0 < some < len(data.rows) and "demonstration" not in {*unused, *method.reads}:
+        unused.insert(0, "demonstration")  # of too few rows for the recipe that would read it
+    if not unused:
+        return expression
+    names, few = ", ".join(one_line(name, 40) for name in unused), len(unused) == 1
+    remedy = "answer=solution"
+    if "answer" in unused and not len(data.has("checker")):
+        remedy += ", or compare the answers by --checker exact"
+    raise DataError(
+        f"{data.name}: the field{'' if few else 's'} {names} {'is' if few else 'are'} not used by {expression}, which "
+        f"the others suggest, so no recipe is chosen; name one, as in --method '{expression}', or name columns, as in "
+        f"--columns {remedy}"
+    )
+
+
+def _unused_fields(request: Request, data: Prompts, method: Language) -> list[str]:
+    """The fields that neither the method nor what stands beside it reads."""
+    present = [name for name in FIELDS if len(data.has(name))]
+    used = {*method.reads, *(("checker", "answer") if "checker" in present else ())}
+    if request.control or not evaluation.checked(data):  # sft() beside it, or the likelihood that is measured
+        used.add("demonstration")
+    return [*(name for name in present if name not in used), *data.extra]
 
 
 def _counts(data: Prompts) -> tuple[int, int]:
@@ -298,10 +344,7 @@ def _field_notes(request: Request, data: Prompts, expression: str, method: Langu
             f"method: {expression}, as {demonstrated} of {rows} prompts have a demonstration or privileged context, "
             f"and {checked} a checker"
         )
-    used = {*method.reads, *(("checker", "answer") if "checker" in present else ())}
-    if request.control or not evaluation.checked(data):  # sft() beside it, or the likelihood that is measured
-        used.add("demonstration")
-    unused = [*(name for name in present if name not in used), *data.extra]
+    unused = _unused_fields(request, data, method)
     if unused:
         notes.append(f"fields not used by {expression}: {', '.join(one_line(name, 40) for name in unused)}")
     if "answer" in present and "checker" not in present and "answer" not in method.needs:
@@ -499,6 +542,15 @@ class Completions(NamedTuple):
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
 
+def _columns_of(folder: Path, source: str) -> list[tuple[str, str]]:
+    """The columns that a run named, as far as another file has them too."""
+    if not (folder / "run.json").is_file() or is_task(source):
+        return []
+    named = read_record(folder / "run.json")[1].fields
+    there = columns(source) if named else ()
+    return [(field, name) for field, name in named if name in there]
+
+
 def predict(folder: Path, source: str) -> Completions:
     """The final model's answers to new prompts.
 
@@ -514,7 +566,8 @@ def predict(folder: Path, source: str) -> Completions:
         why = one_line(error, 120)
         raise CheckpointError(f"{place / 'selfdistill.json'} is damaged or foreign ({why}); run it again") from error
     check_format(place / "selfdistill.json", card.get("format"))
-    data, model = load_prompts(source), Causal(*causal(str(place), stored_dtype(str(place)))).eval()
+    data = load_prompts(source, columns=_columns_of(folder, source))
+    model = Causal(*causal(str(place), stored_dtype(str(place)))).eval()
     most = card.get("max_tokens", TOKENS)
     check_answers(model.reader, data, most)
     sampling, every = Sampling(0.0, max_tokens=most), range(len(data.rows))

@@ -232,6 +232,8 @@ class LanguageTask(Task):
         seen = views(self.writer, rollouts)
         self.unread += seen["unread"]
         extra = {"reward": seen["rewards"], "group": seen["examples"]}
+        extra |= {"tutored": torch.tensor([r.tutored for r in rollouts])}
+        extra |= {"trusted": torch.tensor([r.trusted for r in rollouts])}
         if rollouts and all(r.log_probs is not None for r in rollouts):
             log_probs = [torch.tensor(r.log_probs) for r in rollouts]
             extra["log_prob"] = nn.utils.rnn.pad_sequence(log_probs, batch_first=True)

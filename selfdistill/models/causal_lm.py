@@ -28,6 +28,7 @@ from ..core.logits import Logits, Projection
 from ..core.memory import LargeModel, WeightView
 from ..core.step import Rows
 from ..errors import DataError, RecipeError
+from .chat_options import own_template, set_options, with_options
 from .hub import causal, description, parameter_count, stored_dtype
 
 PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
@@ -218,7 +219,12 @@ class Causal(LargeModel):
         tokenizer: its tokenizer.
         origin: gives the weights that training began with, where they are asked for after it has begun.
         dtype: the dtype that the model is saved in [default: that of its weights].
+
+    Attributes:
+        teacher_template: the chat template of what is read with a context, where it is not the tokenizer's own.
     """
+
+    teacher_template: str | None = None
 
     def __init__(
         self,
@@ -251,7 +257,7 @@ class Causal(LargeModel):
     @property
     def reader(self) -> Reader:
         """What it reads by."""
-        return Reader(self.tokenizer, self.context_length)
+        return Reader(self.tokenizer, self.context_length, self.teacher_template)
 
     @property
     def has_adapter(self) -> bool:
@@ -476,10 +482,12 @@ class PromptLengthError(DataError):
 
 @dataclass(frozen=True)
 class Reader:
-    """What a model reads by: its tokenizer, and how many tokens it reads at most (None: it knows no end)."""
+    """What a model reads by: its tokenizer, how many tokens it reads at most (None: it knows no end), and the chat
+    template of what is read with a context, where it is not the tokenizer's own."""
 
     tokenizer: Any
     context_length: int | None
+    teacher_template: str | None = None
 
     def fits(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens fits the model's context."""
@@ -514,6 +522,8 @@ class Pretrained:
     ``checkpointing`` computes activations again in the backward pass, for less memory. ``dtype`` is that of the base
     weights and of the saved model: ``auto`` (as in the file), ``bfloat16``, ``float16`` or ``float32``. What learns is
     float32: the factors of LoRA, or without LoRA all weights, which are rounded to the dtype in each forward pass.
+    ``student_template`` are options of the chat template, such as ``enable_thinking=false``; ``teacher_template`` those
+    of what is read with a context, where they differ from the student's.
     """
 
     name: str
@@ -522,6 +532,8 @@ class Pretrained:
     targets: str = "all-linear"
     checkpointing: bool = False
     dtype: str = "auto"
+    student_template: str | None = None
+    teacher_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
@@ -564,7 +576,25 @@ class Pretrained:
                 f"{each * parameters / 2**30:.0f} GiB to be trained, and this machine has {memory / 2**30:.0f} GiB; "
                 f"{remedy}"
             )
-        return Reader(tokenizer, getattr(config, "max_position_embeddings", None))
+        return Reader(tokenizer, getattr(config, "max_position_embeddings", None), self.templates(tokenizer))
+
+    def templates(self, tokenizer: Any) -> str | None:
+        """Put the student's options into the chat template of a tokenizer.
+
+        Args:
+            tokenizer: A tokenizer of transformers.
+
+        Returns:
+            The template of what is read with a context, where it is another one.
+
+        Raises:
+            DataError: There is no template, or it has no such option.
+        """
+        if self.student_template:
+            set_options(tokenizer, self.student_template, "--student-template")
+        if not self.teacher_template:
+            return None
+        return with_options(own_template(tokenizer, "--teacher-template"), self.teacher_template, "--teacher-template")
 
     def __str__(self) -> str:
         dtype = "" if self.dtype == "auto" else f", {self.dtype}"
@@ -601,4 +631,6 @@ def of_model(
     if how.checkpointing:
         lm.gradient_checkpointing_enable()
         lm.enable_input_require_grads()
-    return Causal(lm, tokenizer, origin, dtype)
+    made = Causal(lm, tokenizer, origin, dtype)
+    made.teacher_template = how.templates(tokenizer)
+    return made
