@@ -134,7 +134,8 @@ THEMES = {
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
     "Language models": (
-        "fields keep checker student_template teacher_template skip_long lora dtype save max_tokens checkpointing"
+        "fields keep checker student_template teacher_template skip_long group_lengths lora dtype save max_tokens "
+        "checkpointing"
     ),
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
@@ -311,6 +312,11 @@ DATA_OPTIONS = [
         "--skip-long",
         is_flag=True,
         help="Prompts: leave out the rows that are longer than the model's context, and count them.",
+    ),
+    click.option(
+        "--group-lengths",
+        is_flag=True,
+        help="Prompts: put prompts of similar length into a batch, which then has less padding.",
     ),
     click.option(
         "--lora",

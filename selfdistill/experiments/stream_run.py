@@ -317,6 +317,7 @@ _FIXED = (
     "fields",
     "student_template",
     "teacher_template",
+    "group_lengths",
     "skip_long",
     "lora",
     "max_tokens",

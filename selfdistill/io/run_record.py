@@ -225,7 +225,8 @@ class Request:
     checker of rows that name none, (field, column) of fields that the file calls otherwise, options of the chat
     template, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights), tokens of
     an answer, memory for time, the dtype of the base weights, and whether the model is saved merged, as an adapter, or
-    both. ``targets`` is a folder that keeps what a frozen outside teacher says.
+    both. ``group_lengths`` puts prompts of similar length into a batch. ``targets`` is a folder that keeps what a
+    frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
@@ -257,6 +258,7 @@ class Request:
     fields: tuple[tuple[str, str], ...] = ()
     student_template: str | None = None
     teacher_template: str | None = None
+    group_lengths: bool = False
     skip_long: bool = False
     lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
@@ -321,6 +323,7 @@ class Request:
             "checker",
             "student_template",
             "teacher_template",
+            "group_lengths",
             "skip_long",
             "groups",
             "time",

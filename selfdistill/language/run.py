@@ -239,6 +239,8 @@ def prepare(request: Request) -> LanguageRun:
     settings["epochs"] = request.epochs or advice.get("epochs", 1)
     if request.epochs:
         settings["steps"] = None
+    if request.group_lengths:
+        settings["group_lengths"] = True
     settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
     settings.setdefault("clip", advice.get("clip", 1.0))
     fields = _field_notes(request, data, expression, method)

@@ -334,6 +334,7 @@ _PROMPT_OPTIONS = {
     "fields": "--columns",
     "student_template": "--student-template",
     "teacher_template": "--teacher-template",
+    "group_lengths": "--group-lengths",
     "skip_long": "--skip-long",
     "lora": "--lora",
     "max_tokens": "--max-tokens",
