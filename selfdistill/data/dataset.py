@@ -470,32 +470,39 @@ def _assemble(
         x = tables.transform(preprocessor, raw.features, raw.name)
     assert x is not None, "a source has inputs or features"
     return Data(
-        name=raw.name,
-        kind=raw.kind,
-        task=raw.task,
+        **_taken_over(raw),
         x=x,
-        classes=raw.classes,
-        flips=raw.flips,
-        augment=raw.augment,
         preprocessor=preprocessor,
-        white=raw.white,
-        names=raw.names,
-        columns=raw.columns,
-        title=raw.title,
-        digests=raw.digests,
-        skip_note=raw.skip_note,
         center=center,
         scale=scale,
         groups=None if groups is None else groups.groups,
-        tasks=raw.tasks,
         copies=copies,
-        counts=raw.counts,
         decision_note=note,
         guessed=guessed,
         test_note=splits.notice_of_test(raw.name, raw.test if test is None else test, parts.test),
         votes=raw.votes and raw.votes.decided(raw.y, parts.y),
         **parts._asdict(),
     )
+
+
+def _taken_over(raw: RawData) -> dict[str, Any]:
+    """What data take over from their source as it is."""
+    return {
+        "name": raw.name,
+        "kind": raw.kind,
+        "task": raw.task,
+        "classes": raw.classes,
+        "flips": raw.flips,
+        "augment": raw.augment,
+        "white": raw.white,
+        "names": raw.names,
+        "columns": raw.columns,
+        "title": raw.title,
+        "digests": raw.digests,
+        "skip_note": raw.skip_note,
+        "tasks": raw.tasks,
+        "counts": raw.counts,
+    }
 
 
 def _standard(raw: RawData, parts: splits.Splits) -> tuple[float, float]:

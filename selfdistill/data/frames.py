@@ -186,7 +186,6 @@ def load(
         groups=groups,
     )
     parts, note, by_model = decide(parts, column, raw.row_names, decisions, raw_csv)
-    moments = _moments(raw.time, held_out, len(column.y))
     copies = splits.report_copies(column, groups, parts)
     if held_out is not None:  # the audit leaves them out, and the final model learns from all labels
         parts = parts._replace(labelled=torch.cat([parts.labelled, parts.audit]).sort().values)
@@ -207,7 +206,7 @@ def load(
         copies,
         raw.columns,
         raw.title,
-        moments,
+        _moments(raw.time, held_out, len(column.y)),
         raw.row_names,
         note,
         tuple(by_model.tolist()),

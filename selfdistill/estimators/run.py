@@ -485,10 +485,7 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
     apart: dict[str, Any] = {"rows": len(rest)} if 0 < len(rest) < len(data.test) else {}
     if run.crossed is not None:
         same = alone is model or (automatic and model.product_ == "the learner alone")
-        result |= {"plain": {"steps": 1, "end": {}, "from": "method" if same else "control"}}
-        result = run.crossed.result(result, data.classes, data.row_names)
-        width = result["test"].get("width")
-        return {**result, "half": width / 2 if width else None}
+        return _cross_fitted(run, run.crossed, result, same)
     for name, one in [("the learner alone", alone), *names.items()]:  # which may be the product of auto() as well
         if automatic and one is alone and model.alone_residuals_ is not None:
             errors: Tensor | None = torch.from_numpy(model.alone_residuals_)
@@ -507,6 +504,14 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
             found = metrics.breakdown(outputs, y, data.classes, rows, torch.from_numpy(data.test))
             result |= {"test": figures, "half": half, "breakdown": found, **importance(run, model)}
     return {**result, **({"without_copies": apart} if apart else {})}
+
+
+def _cross_fitted(run: TableRun, scores: CrossScores, result: dict[str, Any], same: bool) -> dict[str, Any]:
+    """The result with cross-fitted scores; ``same``: the final model is the learner alone."""
+    result["plain"] = {"steps": 1, "end": {}, "from": "method" if same else "control"}
+    result = scores.result(result, run.data.classes, run.data.row_names)
+    width = result["test"].get("width")
+    return {**result, "half": width / 2 if width else None}
 
 
 def held_out_predictions(run: TableRun, model: Any) -> tuple[NDArray[np.int64], Tensor] | None:

@@ -517,14 +517,7 @@ class NetworkRun:
             }
             if preferred:
                 result["test"] = result["plain"]["end"]
-        shown = "reliability" if data.task == "classify" else "predicted"
-        result[shown] = {}
-        for name, (one, weights) in shown_models.items() if len(test) else ():
-            one.model.load_state_dict(weights)
-            outputs = task_outputs(final_model(one.model), data, test)
-            result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
-            if (name == "plain") == preferred or len(shown_models) == 1:
-                result["breakdown"] = test_breakdown(data, outputs)
+        result |= self._drawn(shown_models, preferred)
         result |= self._without_copies(shown_models, preferred)
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.final_generation].weights)
@@ -533,6 +526,18 @@ class NetworkRun:
         if self.crossed is not None:
             return self.crossed.result(result, data.classes, data.row_names)
         return with_ensemble(result, self, trained)
+
+    def _drawn(self, models: dict[str, tuple[Result, dict[str, Tensor]]], preferred: bool) -> dict[str, Any]:
+        """What a report draws of the answers of the shown models on the test rows."""
+        data, test, drawn = self.data, self.data.test, dict[str, Any]()
+        found: dict[str, Any] = {"reliability" if data.task == "classify" else "predicted": drawn}
+        for name, (one, weights) in models.items() if len(test) else ():
+            one.model.load_state_dict(weights)
+            outputs = task_outputs(final_model(one.model), data, test)
+            drawn[name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
+            if (name == "plain") == preferred or len(models) == 1:
+                found["breakdown"] = test_breakdown(data, outputs)
+        return found
 
     def _without_copies(self, models: dict[str, tuple[Result, dict[str, Tensor]]], preferred: bool) -> dict[str, Any]:
         """The scores of the shown models on the test rows that are no copies of others; empty where no row is one."""
