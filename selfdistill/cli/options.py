@@ -133,7 +133,9 @@ THEMES = {
         "parallel save_seconds save_steps cache memory_dtype memory_top vitals"
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
-    "Language models": "fields keep checker skip_long lora max_tokens checkpointing",
+    "Language models": (
+        "fields keep checker student_template teacher_template skip_long group_lengths lora max_tokens checkpointing"
+    ),
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
 }
@@ -189,6 +191,21 @@ fields_option = click.option(
     callback=_field_names,
     help="Prompts: the columns of fields that the file calls otherwise, such as prompt=question,answer=solution.",
 )
+
+
+#: Options of the chat template, apart for student and teacher.
+TEMPLATE_OPTIONS = [
+    click.option(
+        "--student-template",
+        metavar="NAME=VALUE,...",
+        help="Prompts: options of the model's chat template, such as enable_thinking=false; saved with the model.",
+    ),
+    click.option(
+        "--teacher-template",
+        metavar="NAME=VALUE,...",
+        help="Prompts: those of what is read with a context, where they differ from the student's.",
+    ),
+]
 
 
 DATA_OPTIONS = [
@@ -270,6 +287,7 @@ DATA_OPTIONS = [
         help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
     ),
     fields_option,
+    *TEMPLATE_OPTIONS,
     click.option(
         "--checker",
         metavar="SPEC",
@@ -280,6 +298,11 @@ DATA_OPTIONS = [
         "--skip-long",
         is_flag=True,
         help="Prompts: leave out the rows that are longer than the model's context, and count them.",
+    ),
+    click.option(
+        "--group-lengths",
+        is_flag=True,
+        help="Prompts: put prompts of similar length into a batch, which then has less padding.",
     ),
     click.option(
         "--lora",
