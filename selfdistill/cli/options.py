@@ -249,9 +249,10 @@ DATA_OPTIONS = [
     ),
     click.option(
         "--test",
-        metavar="PATH",
+        metavar="PATH|cross-fit",
         help="Your own test split: a table, images as in DATA, or prompts. A column `split` (train, "
-        "validation, test) does the same.",
+        "validation, test) does the same. cross-fit, for few labels: no test split; every labelled row is scored by a "
+        "model that did not learn it (5 trainings more, or --folds K), and the final model learns from all of them.",
     ),
     click.option("--validation", metavar="PATH", help="Your own validation split, likewise."),
     click.option(
@@ -478,8 +479,9 @@ folds_option = click.option(
     "--folds",
     type=click.IntRange(min=2),
     metavar="K",
-    help="Networks: K trainings more, each without one of K parts of all labelled rows, so that every row teaches and "
-    "is examined for label errors by models that left it out.",
+    help="Examine labels by folds. Networks: K trainings more, each without one of K parts of all labelled rows, so "
+    "that every row teaches and is examined by models that left it out. Tables leave rows out anyway: K is the number "
+    "of their folds [default: 5]. With --test cross-fit: its folds.",
 )
 
 

@@ -166,6 +166,7 @@ _RESULT = {
         "trials": [{"expression": str, "loss": float, "folds": int, "pruned": bool, "trouble": str}],
     },
     "exploration?": {"unit": str, "trying": float, "winner": float},
+    "cross_fit?": {"folds": int, "rows": int, "metric": str, "low": float, "high": float, "about": str},
     "refit?": {"rows": int, "about": str},
     "budget?": {"bound": str, "seconds": float, "passes": float, "peak_mib": float, "cut": [str]},
     "control?": {
