@@ -134,7 +134,8 @@ THEMES = {
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
     "Language models": (
-        "fields keep checker student_template teacher_template skip_long group_lengths lora max_tokens checkpointing"
+        "fields keep checker student_template teacher_template skip_long group_lengths lora dtype save max_tokens "
+        "checkpointing"
     ),
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
@@ -171,6 +172,20 @@ def _column_types(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         if pairs.setdefault(name, kind) != kind:
             raise click.BadParameter(f"{name!r} has two types, {pairs[name]} and {kind}; give one")
     return tuple(sorted(pairs.items()))
+
+
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    help="Prompts: dtype of the base weights and of the saved model; what learns is float32 [default: as in the file].",
+)
+
+
+save_option = click.option(
+    "--save",
+    type=click.Choice(["merged", "adapter", "both"]),
+    help="Prompts: save the whole model, the LoRA adapter as PEFT loads it, or both [default: merged].",
+)
 
 
 def _field_names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[tuple[str, str], ...]:
@@ -234,9 +249,10 @@ DATA_OPTIONS = [
     ),
     click.option(
         "--test",
-        metavar="PATH",
+        metavar="PATH|cross-fit",
         help="Your own test split: a table, images as in DATA, or prompts. A column `split` (train, "
-        "validation, test) does the same.",
+        "validation, test) does the same. cross-fit, for few labels: no test split; every labelled row is scored by a "
+        "model that did not learn it (5 trainings more, or --folds K), and the final model learns from all of them.",
     ),
     click.option("--validation", metavar="PATH", help="Your own validation split, likewise."),
     click.option(
@@ -309,6 +325,7 @@ DATA_OPTIONS = [
         metavar="RANK",
         help="Prompts: rank of the LoRA adapter; 0 trains all weights.",
     ),
+    dtype_option,
     click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
@@ -462,8 +479,9 @@ folds_option = click.option(
     "--folds",
     type=click.IntRange(min=2),
     metavar="K",
-    help="Networks: K trainings more, each without one of K parts of all labelled rows, so that every row teaches and "
-    "is examined for label errors by models that left it out.",
+    help="Examine labels by folds. Networks: K trainings more, each without one of K parts of all labelled rows, so "
+    "that every row teaches and is examined by models that left it out. Tables leave rows out anyway: K is the number "
+    "of their folds [default: 5]. With --test cross-fit: its folds.",
 )
 
 

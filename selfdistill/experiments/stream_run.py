@@ -203,7 +203,7 @@ def shortlisted_stream(ready: NetworkRun) -> AutoStreamRun:
 class SequenceTaskType(NetworkTaskType):
     """What streams, updates and adaptations share: the recipes of networks, no audit, and no scores of labels."""
 
-    audited = searched = cross_examined = False
+    audited = searched = cross_examined = remembers = False
 
     def recipes(self) -> Mapping[str, Recipe]:
         """None of its own: those of networks."""
@@ -322,6 +322,8 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "dtype",
+    "save",
 )
 
 
