@@ -383,8 +383,9 @@ CONTROL_OPTIONS = [
     click.option("--teacher", metavar="ZIP|RUN", help="Environments: a trained policy, which teaches."),
     click.option(
         "--engine",
-        type=click.Choice(["ppo", "a2c"]),
-        help="Environments: the algorithm of stable-baselines3 [default: ppo].",
+        type=click.Choice(["ppo", "a2c", "continuous"]),
+        help="Environments: the algorithm of stable-baselines3 [default: ppo]. Prompts: continuous refills the batch "
+        "that writes [default: generate of transformers].",
     ),
     click.option(
         "--episodes",

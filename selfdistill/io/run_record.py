@@ -25,6 +25,7 @@ Lines = list[dict[str, Any]]
 
 
 ENVIRONMENT = "gym:"  # data that are an environment of gymnasium begin so: gym:ID, or gym:module:ID
+CONTINUOUS = "continuous"  # the engine of language models that refills its batch
 SCRIPT = "gym:script"  # the data of the log that a training script of one's own leaves
 
 
@@ -239,7 +240,8 @@ class Request:
     ``warm`` or by a fresh network each; labelled rows verify, at most the share ``verify`` of a domain [1/3].
     ``net``, ``sees``, ``teacher``, ``episodes``, ``engine`` and ``deployment`` are for environments: sizes of hidden
     layers, the part of the observation that the teacher alone sees, a trained policy, the number of test episodes
-    [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy].
+    [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy]. For
+    prompts ``engine`` may be ``continuous``: the batch that writes is refilled.
     ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``. ``search`` is
     an expression with ranges, whose arguments ``trials`` trials search; ``explore`` is the largest share of the
     trainings that only try something out. ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of

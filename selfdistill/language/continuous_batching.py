@@ -8,7 +8,6 @@ moves alone. What is drawn for a row depends on its own address and place, never
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ Draw = Callable[[Tensor, Tensor], Tensor]
 
 SLOTS = 32  # rows that are written at once
 REFILL = 8  # free slots that are worth a pass over waiting prompts; such a pass costs a step however few there are
-SPARE = 64  # columns by which buffers grow, and that may be empty in all rows before they are taken away
+SPARE = 64  # columns that may be empty in all rows before they are taken away
 
 
 class Rows(NamedTuple):
@@ -44,7 +43,9 @@ def fits(model: Causal) -> bool:
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     accepted = signature(model.plain.forward).parameters
-    if not {"attention_mask", "position_ids", "use_cache"} <= set(accepted) or not {"cache", "past_key_values"} & set(accepted):
+    if not {"attention_mask", "position_ids", "use_cache"} <= set(accepted) or not {"cache", "past_key_values"} & set(
+        accepted
+    ):
         return False
     if getattr(model.plain, "_is_stateful", False):  # a state of the model's own, such as mamba's
         return False
@@ -57,7 +58,7 @@ def write(
     draw: Draw,
     most: int,
     stop: Sequence[int],
-    done: Callable[[int], None] = lambda count: None,
+    done: Callable[[int, float], None] = lambda count, begun: None,
 ) -> list[list[int]]:
     """Completions of prompts, in their order, each up to and with the first token that ends it.
 
@@ -67,7 +68,8 @@ def write(
         draw: Chooses tokens.
         most: Tokens of a completion at most.
         stop: Tokens that end it.
-        done: Called with the number of rows that have just ended.
+        done: Called after each step with the number of rows that have ended in it, and with what those that are being
+            written come to, in whole rows of so many tokens.
     """
     order = sorted(range(len(rows.prompts)), key=lambda i: (-len(rows.prompts[i]), i))
     found: dict[int, list[int]] = {}
@@ -81,9 +83,8 @@ def write(
             else:
                 batch.step()
             ended = batch.leave()
-            if ended:
-                found.update(ended)
-                done(len(ended))
+            found.update(ended)
+            done(len(ended), batch.begun)
     return [found[i] for i in range(len(rows.prompts))]
 
 
@@ -154,6 +155,11 @@ class _Batch:
         self._trim()
         return found
 
+    @property
+    def begun(self) -> float:
+        """What the rows come to that are being written, in rows that are as long as they may be."""
+        return int(self.counts[: len(self.rows)].sum()) / self.most
+
     def _read(self, ids: Tensor, mask: Tensor, cache: Any, positions: Tensor | None = None) -> Tensor:
         """Logits (rows, vocabulary) of what follows, and the tokens in the cache."""
         accepted = signature(self.model.plain.forward).parameters
@@ -220,71 +226,8 @@ def _new_cache(model: Causal) -> Any:
 
 def _cache(model: Causal) -> Any:
     """A cache whose layers have a row a slot."""
+    from .slot_cache import SlotLayer
+
     cache = _new_cache(model)
-    cache.layers = [_layer_class()() for _ in cache.layers]
+    cache.layers = [SlotLayer(SLOTS) for _ in cache.layers]
     return cache
-
-
-@lru_cache(maxsize=1)
-def _layer_class() -> Any:
-    from transformers.cache_utils import DynamicLayer
-
-    class SlotLayer(DynamicLayer):  # type: ignore[misc]
-        """Keys and values (slots, heads, columns, width), of which the first rows and columns are in use."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.length = 0
-            self.buffers: list[Tensor] = []
-
-        def reserve(self, like: Sequence[Tensor], columns: int) -> None:
-            """Buffers for so many columns; zeros, since what is masked is still multiplied."""
-            if self.buffers and columns <= self.buffers[0].shape[2]:
-                return
-            old = self.buffers
-            self.buffers = [
-                one.new_zeros(SLOTS, one.shape[1], columns + max(SPARE, columns // 2), one.shape[3]) for one in like
-            ]
-            for new, before in zip(self.buffers, old, strict=False):
-                new[:, :, : before.shape[2]] = before
-
-        def place(self, slots: slice, start: int, keys: Tensor, values: Tensor) -> None:
-            """Put what was read of prompts into slots."""
-            end = start + keys.shape[2]
-            self.reserve((keys, values), end)
-            for buffer, new in zip(self.buffers, (keys, values), strict=True):
-                buffer[slots, :, start:end] = new
-            self.length, self.is_initialized = end, True
-            self.use(slots.stop)
-
-        def use(self, rows: int) -> None:
-            """Show the first rows."""
-            self.keys, self.values = (buffer[:rows, :, : self.length] for buffer in self.buffers)
-
-        def move(self, source: int, target: int, length: int) -> None:
-            """Copy a row to another slot."""
-            for buffer in self.buffers:
-                buffer[target, :, :length] = buffer[source, :, :length]
-
-        def shift(self, by: int, rows: int, length: int) -> None:
-            """Move the columns of the first rows by so many, to the right or the left."""
-            self.length = length + by
-            if not self.buffers or not rows:
-                return
-            self.reserve(self.buffers, self.length)
-            for buffer in self.buffers:
-                moved = buffer[:rows, :, max(0, -by) : length].clone()
-                buffer[:rows, :, max(0, by) : self.length] = moved
-            self.use(rows)
-
-        def update(self, keys: Tensor, values: Tensor, *more: Any, **options: Any) -> tuple[Tensor, Tensor]:
-            """Write a token of each row in place."""
-            start, end = self.length, self.length + keys.shape[2]
-            self.reserve((keys, values), end)
-            for buffer, new in zip(self.buffers, (keys, values), strict=True):
-                buffer[: len(new), :, start:end] = new
-            self.length = end
-            self.use(len(keys))
-            return self.keys, self.values
-
-    return SlotLayer

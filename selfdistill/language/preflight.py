@@ -41,7 +41,8 @@ def preflight(ready: LanguageRun, prompts: int = 32, device: torch.device | str 
         DataError: the method has no teacher and no checker, so that there is nothing to ask.
     """
     data, method = ready.data, ready.method
-    writer = Writer(method, data, seed=ready.settings["seed"], max_tokens=ready.max_tokens, hear=tell)
+    seed = ready.settings["seed"]
+    writer = Writer(method, data, seed=seed, max_tokens=ready.max_tokens, engine=ready.engine, hear=tell)
     writer.model = ready.build().to(device).train()
     writer.objective = method.bind(writer.model, vitals=False)
     ids, right, address = data.labelled[:prompts].tolist(), evaluation.checked(data), (writer.seed, "preflight")

@@ -48,7 +48,7 @@ from .completions import Language
 from .contexts import template_notes
 from .prompt_check import check_answers, check_prompts, long_prompts, without
 from .recipes import RECIPES, sft
-from .sampling import RewardCheckers, Sampling, WritingProgress, export
+from .sampling import ContinuousBatching, Engine, RewardCheckers, Sampling, WritingProgress, by_transformers, export
 from .trainer import fit
 
 USUAL = "smollm2"  # the model where none is named
@@ -133,7 +133,13 @@ class LanguageRun:
             "device": self.request.device,
             "resume": True,
             "warn": listeners.warn,
+            "engine": self.engine,
         }
+
+    @property
+    def engine(self) -> Engine:
+        """What writes completions."""
+        return by_transformers if self.request.engine is None else ContinuousBatching()
 
 
 @dataclass

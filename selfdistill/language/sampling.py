@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from ..errors import DataError, RecipeError
 from ..io.files import line_due, seconds_left, write
 from ..models.causal_folder import save_causal
 from ..models.causal_lm import Causal, ModelView, check_length
+from . import continuous_batching
 from .contexts import Rollout, begins_thought, spoken, turn_end
 
 
@@ -206,6 +208,46 @@ def _until(row: list[int], stop: Sequence[int]) -> list[int]:
     return row if place is None else row[: place + 1]
 
 
+@dataclass(frozen=True)
+class ContinuousBatching:
+    """Sampling in which a row that ends leaves the batch and a waiting prompt takes its place (`continuous_batching`).
+
+    What is drawn for a prompt depends on the prompt's own address and not on the others of its step, up to the rounding
+    of its logits. A model whose cache cannot be moved by rows is sampled by `by_transformers`. On a CPU, greedy answers
+    are written so by themselves: they are the same.
+    """
+
+    def __call__(
+        self, model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
+    ) -> list[tuple[list[int], tuple[float, ...] | None]]:
+        if not continuous_batching.fits(model):
+            return by_transformers(model, prompts, sampling, seed)
+        rows = continuous_batching.Rows(prompts, torch.arange(len(prompts)), (seed,))
+        said = continuous_batching.write(model, rows, sampling.draw, sampling.max_tokens, ends(model))
+        return [(ids, None) for ids in said]
+
+
+def _in_slots(engine: Engine, model: Causal, sampling: Sampling) -> bool:
+    """Whether all prompts of a call are written in one batch that is refilled."""
+    inner = engine.engine if isinstance(engine, WritingProgress) else engine
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    greedy = inner is by_transformers and sampling.temperature == 0 and on_cpu
+    return (greedy or isinstance(inner, ContinuousBatching)) and continuous_batching.fits(model)
+
+
+def _refilled(
+    model: Causal, prompts: Sequence[Prompt], sampling: Sampling, address: rng.Address, engine: Engine
+) -> list[list[int]]:
+    """Completions of all prompts, the samples of an example addressed by its number and theirs."""
+    counts, keys = dict[int, int](), list[int]()
+    for example, _ in prompts:
+        keys.append((example << 20) + counts.get(example, 0))
+        counts[example] = counts.get(example, 0) + 1
+    rows = continuous_batching.Rows([ids for _, ids in prompts], torch.tensor(keys, dtype=torch.int64), address)
+    write = partial(continuous_batching.write, model, rows, sampling.draw, sampling.max_tokens, ends(model))
+    return write(engine.wrote) if isinstance(engine, WritingProgress) else write()
+
+
 class Vllm:
     """Sampling by vLLM, where it is installed: the weights are handed over as files whenever they have changed.
 
@@ -282,22 +324,33 @@ def roll(
 ) -> list[Rollout]:
     """One completion for each prompt, in their order. Batches are of similar length; an empty one stays empty.
 
-    With ``by`` transformers write, whatever the engine: no other one asks two models for a token.
+    `ContinuousBatching` writes all of them in one batch that is refilled; so are greedy ones on a CPU. With ``by``
+    transformers write, whatever the engine: no other one asks two models for a token.
     """
     for _, ids in prompts:
         check_length(ids, model, sampling.max_tokens, "a prompt")
+    if by is None and prompts and _in_slots(engine, model, sampling):
+        said = _refilled(model, prompts, sampling, address, engine)
+        return [_rollout_of(model, prompt, ids, None) for prompt, ids in zip(prompts, said, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), i))
     found: dict[int, Rollout] = {}
     for number, start in enumerate(range(0, len(order), CHUNK)):
         few = order[start : start + CHUNK]
         seed = rng.seed(*address, number)
         asked = [prompts[i][1] for i in few]
-        said = by_transformers(model, asked, sampling, seed, by.of(few)) if by else engine(model, asked, sampling, seed)
-        for i, (ids, log_probs) in zip(few, said, strict=True):
-            example, prompt = prompts[i]
-            text, thinking = spoken(model.tokenizer, ids), begins_thought(model.tokenizer, prompt)
-            found[i] = Rollout(example, tuple(prompt), tuple(ids), text, log_probs=log_probs, thinking=thinking)
+        written = (
+            by_transformers(model, asked, sampling, seed, by.of(few)) if by else engine(model, asked, sampling, seed)
+        )
+        for i, (ids, log_probs) in zip(few, written, strict=True):
+            found[i] = _rollout_of(model, prompts[i], ids, log_probs)
     return [found[i] for i in range(len(prompts))]
+
+
+def _rollout_of(model: Causal, prompt: Prompt, ids: Sequence[int], log_probs: tuple[float, ...] | None) -> Rollout:
+    """A completion with its text."""
+    example, asked = prompt
+    text, thinking = spoken(model.tokenizer, ids), begins_thought(model.tokenizer, asked)
+    return Rollout(example, tuple(asked), tuple(ids), text, log_probs=log_probs, thinking=thinking)
 
 
 class RewardCheckers:
@@ -425,12 +478,21 @@ class WritingProgress:
         self._tell()
         return found
 
+    def wrote(self, count: int, begun: float = 0.0) -> None:
+        """So many prompts more are answered.
+
+        Args:
+            count: Their number.
+            begun: What the answers that are being written come to, in whole ones.
+        """
+        self.done += count
+        self._tell(begun)
+
     def each(self, ids: Sequence[int]) -> Iterator[int]:
         """The same rows, counted as they have been read."""
         for i in ids:
             yield i
-            self.done += 1
-            self._tell()
+            self.wrote(1)
 
     def _tell(self, begun: float = 0.0) -> None:
         """``begun``: what the answers that are being written come to, in whole ones."""

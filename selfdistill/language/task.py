@@ -25,7 +25,7 @@ from ..evaluation.label_errors import read_conflicts
 from ..evaluation.statistics import FEWEST
 from ..io.display import change
 from ..io.expressions import expression_name, nearest
-from ..io.run_record import Request, read_lines
+from ..io.run_record import CONTINUOUS, Request, read_lines
 from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO, is_auto
 from ..models.causal_folder import card_fields
@@ -147,7 +147,7 @@ def _trained(ready: LanguageRun, request: Request, folder: Path) -> Result:
     """Train from wherever it was cut; trouble that a training survives is of no interest in a table."""
     return fit(
         ready.build, ready.data, ready.method, out=folder, resume=True, device=request.device, suite=ready.suite,
-        max_tokens=ready.max_tokens, warn=ignore, **ready.settings,
+        max_tokens=ready.max_tokens, warn=ignore, engine=ready.engine, **ready.settings,
     )  # fmt: skip
 
 
@@ -416,6 +416,8 @@ class LanguageTaskType(TaskType):
         for name, option in _PROMPT_OPTIONS.items():
             if not prompts and getattr(request, name):
                 raise DataError(f"{option} has a meaning for prompts alone; leave it out")
+        if not prompts and request.engine == CONTINUOUS:
+            raise DataError("--engine continuous has a meaning for prompts alone; leave it out")
         return prompts
 
     def updates(self, record: Mapping[str, Any]) -> bool:

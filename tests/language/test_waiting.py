@@ -37,7 +37,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_an_engine_that_counts_tells_prompts_and_the_seconds_left(said: list[str]) -> None:
     """40 prompts go as 32 and 8; a second a token, and nobody stops before the 4th: 4 x 32 + 4 x 8 parts in all."""
-    model, sampling = student(), Sampling(0.0, max_tokens=4)
+    model, sampling = student(), Sampling(1e-6, max_tokens=4)
     prompts = [(i, (5 + i % 7, 6, 7)) for i in range(40)]
     counted = WritingProgress(said.append, "it answers", 40)
     assert roll(model, prompts, sampling, (0, "x"), counted) == roll(model, prompts, sampling, (0, "x"))
