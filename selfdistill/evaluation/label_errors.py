@@ -47,6 +47,8 @@ from .predict import predict_rows
 FILE, PROBABILITIES = "label_errors.csv", "probabilities.npz"
 COLUMNS = ("row", "split", "name", "given", "suggested", "p_given", "p_suggested", "score", "rank")
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+LEARNT = ("memory", "generations")  # sources of predictions by models that learnt the labels
+FEWEST = 50  # rows left out that tell a noise rate
 NOISY = 0.01  # labels look wrong where the interval of the noise rate begins above
 
 
@@ -80,6 +82,18 @@ class Examination(NamedTuple):
     classes: tuple[str, ...]  # empty for values
     names: RowNames
     source: str  # of the predictions of rows that taught: memory, generations, folds or learner
+    memory: NDArray[np.float64] | None = None  # (rows, classes), beside the predictions of folds
+
+    @property
+    def left_out(self) -> NDArray[np.bool_]:
+        """A mask of the rows whose label the models of their predictions did not learn, (rows,)."""
+        mask: NDArray[np.bool_] = (self.splits != TRAIN) | (self.source not in LEARNT)
+        return mask
+
+    @property
+    def pooled(self) -> NDArray[np.float64]:
+        """The predictions, of folds the mean of them and the memory."""
+        return self.predictions if self.memory is None else (self.predictions + self.memory) / 2
 
 
 def auroc(score: Tensor, wrong: Tensor) -> float | None:
@@ -204,14 +218,16 @@ def examine(trained: TrainedModel, data: Data) -> Examination:
     return examination(data, torch.cat([data.labelled, rest]), predictions, source)
 
 
-def examination(data: Data, ids: Tensor, predictions: Tensor, source: str) -> Examination:
-    """The examination of rows of the data (rows,) by the outputs for them, (rows, outputs)."""
+def examination(data: Data, ids: Tensor, predictions: Tensor, source: str, memory: Tensor | None = None) -> Examination:
+    """The examination of rows of the data (rows,) by the outputs for them and by memories of them, (rows, outputs)."""
     splits = np.full(len(data.y), "", dtype="<U10")
     for name, part in zip(SPLITS, (data.labelled, data.audit, data.test), strict=True):
         splits[part.numpy()] = name
     outputs = predictions.double().cpu() if data.classes else data.in_units(predictions.cpu()).double()
     rows = ids.numpy()
-    return Examination(rows, splits[rows], data.y[ids].numpy(), outputs.numpy(), data.classes, data.row_names, source)
+    kept = None if memory is None else memory.double().cpu().numpy()
+    labels = data.y[ids].numpy()
+    return Examination(rows, splits[rows], labels, outputs.numpy(), data.classes, data.row_names, source, kept)
 
 
 # scores ---------------------------------------------------------------------------------------------------------------
@@ -228,7 +244,11 @@ def estimate(examined: Examination, noisy: Tensor | NDArray[np.bool_]) -> tuple[
         The noise, and ``source``, ``examined``, ``likely``, ``splits``, ``noise``; of classes ``matrix`` and ``pairs``;
         where labels were made wrong, ``auroc``.
     """
-    noise = label_noise.find_label_errors(examined.labels, examined.predictions)
+    noise = label_noise.find_label_errors(examined.labels, examined.predictions, memory=examined.memory)
+    left_out = examined.left_out
+    if examined.classes and FEWEST <= left_out.sum() < len(left_out):
+        held = label_noise.find_label_errors(examined.labels[left_out], examined.predictions[left_out])
+        noise = label_noise.raise_rate(noise, held)
     splits = {
         name: {"examined": int(mask.sum()), "likely": int(noise.likely[mask].sum())}
         for name in SPLITS
@@ -246,12 +266,12 @@ def estimate(examined: Examination, noisy: Tensor | NDArray[np.bool_]) -> tuple[
 
 def list_errors(examined: Examination, noise: LabelNoise) -> list[LabelError]:
     """The examined rows, the highest score first."""
-    errors = []
+    errors, pooled = [], examined.pooled
     for rank, i in enumerate(noise.order.tolist(), 1):
         row, classes = int(examined.ids[i]), examined.classes
         name = examined.names.name(row)
         label, suggested = examined.labels[i], noise.suggested[i]
-        p = examined.predictions[i] if classes else None
+        p = pooled[i] if classes else None
         text, other = label_text(label, classes), label_text(suggested, classes)
         p_given, p_suggested = (None, None) if p is None else (float(p[int(label)]), float(p[int(suggested)]))
         kept, split, score = "" if name == str(row + 1) else name, str(examined.splits[i]), float(noise.scores[i])

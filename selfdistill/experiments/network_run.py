@@ -338,11 +338,11 @@ class NetworkRun:
             examined = label_errors.examine(trained, data)
         else:
             with budget.following():
-                ids, outputs = cross_examine(
+                found = cross_examine(
                     self.build, data, self.method, self.request.folds, folder / "label_folds",
                     make=listeners.progress, warn=listeners.warn, device=self.request.device, **self.settings,
                 )  # fmt: skip
-            examined = label_errors.examination(data, ids, outputs, "folds")
+            examined = label_errors.examination(data, found.ids, found.held, "folds", found.memory)
             shutil.rmtree(folder / "label_folds", ignore_errors=True)
         return label_errors.report_errors(examined, data.noisy, folder, self.request.raw_csv, tested)
 
@@ -851,7 +851,9 @@ def prepare(request: Request) -> NetworkRun:
     if request.init and reader:
         raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
     quick = request.effort == QUICK and not request.tasks
-    usual_method = "auto()" if not quick else "elr()" if data.task == "classify" else "mean_teacher(weight=1.0)"
+    usual_method = (
+        "auto()" if not quick else "elr(weight=1.0)" if data.task == "classify" else "mean_teacher(weight=1.0)"
+    )
     expression = request.method or ("der_pp()" if request.tasks else usual_method)
     chooses = is_auto(expression)
     method = plain() if chooses else _read(expression)

@@ -378,4 +378,4 @@ def examining_request(source: str, options: Mapping[str, Any]) -> Request:
     data: Any = task.prepare(replace(request, method="plain()")).data
     if data.task == "regress":
         return replace(request, method="plain()", folds=request.folds or FOLDS)
-    return replace(request, method="elr()")
+    return replace(request, method="elr(weight=1.0)")
