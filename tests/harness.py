@@ -274,7 +274,8 @@ def record(method: Method, folder: Path, cut: int | None = None, device: str = "
     values = of_values(method)
     run = Recorded(value_data(unlabelled) if values else tiny_data(unlabelled))
     building = building_for(method)
-    run.lr = LR / 5 if values else LR  # a weight of 10 on values blows the last bits up at the larger one
+    # a weight of 10 on values, and weights that are quotients of small numbers, blow the last bits up at the larger one
+    run.lr = LR / 5 if values or method.views.need_clean() else LR
 
     def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         while len(run.steps) <= clock.generation:

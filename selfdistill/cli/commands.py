@@ -22,6 +22,7 @@ from .options import (
     Finite,
     ThemedHelp,
     adapt_options,
+    annotators_option,
     announce_default_data,
     complain,
     control_options,
@@ -96,6 +97,7 @@ def main() -> None:
 
 @main.command(cls=ThemedHelp)
 @data_options
+@annotators_option
 @click.option(
     "--method",
     metavar="EXPR",
@@ -286,6 +288,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ..evaluation.annotator_noise import annotator_lines
     from ..evaluation.label_errors import summary_lines
     from ..report.summary import budget_lines, sentence, table, trials
 
@@ -307,7 +310,8 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
             grid.add_row(*map(Text, map(printable, row)))
         console.print(grid)
     console.print(printable(sentence(result, task)), highlight=False)
-    for line in summary_lines(result["label_errors"]) if result.get("label_errors") else ():
+    found = result.get("label_errors") or {}
+    for line in [*summary_lines(found), *annotator_lines(found.get("annotators", []))] if found else ():
         console.print(printable(line), highlight=False)
     for line in budget_lines(result):
         console.print(printable(line.removeprefix("- ")), highlight=False)

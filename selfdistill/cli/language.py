@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .options import Finite, echo, one_line_errors, refuse_two_lengths, trust_option
+from .options import Finite, echo, fields_option, one_line_errors, refuse_two_lengths, trust_option
 
 
 @click.command()
@@ -34,6 +34,7 @@ from .options import Finite, echo, one_line_errors, refuse_two_lengths, trust_op
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
 @click.option("--checker", metavar="SPEC", help="Checker of the rows that have an answer and name no checker.")
+@fields_option
 @click.option("--skip-long", is_flag=True, help="Leave out the rows that are longer than the model's context.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--device", metavar="NAME", help="cpu, cuda [default: a CUDA device if there is one].")

@@ -122,7 +122,9 @@ def label_options(context: click.Context, values: tuple[str, ...]) -> int | None
 #: The options of `run --help` by theme, those of the main job first.
 THEMES = {
     "Main options": "target text unlabelled test labels groups model method steps budget seed out",
-    "Data and splits": "columns time validation label_noise image_size augment tasks order domains leave_out verify",
+    "Data and splits": (
+        "columns annotators time validation label_noise image_size augment tasks order domains leave_out verify"
+    ),
     "Method and what it is compared with": (
         "control effort product refit folds search trials explore init targets memory warm"
     ),
@@ -131,7 +133,7 @@ THEMES = {
         "parallel save_seconds save_steps cache memory_dtype memory_top vitals"
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
-    "Language models": "keep checker skip_long lora max_tokens checkpointing",
+    "Language models": "fields keep checker skip_long lora max_tokens checkpointing",
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
 }
@@ -167,6 +169,26 @@ def _column_types(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         if pairs.setdefault(name, kind) != kind:
             raise click.BadParameter(f"{name!r} has two types, {pairs[name]} and {kind}; give one")
     return tuple(sorted(pairs.items()))
+
+
+def _field_names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[tuple[str, str], ...]:
+    """The columns of prompts from the command line."""
+    from ..data.examples import field_names
+
+    try:
+        return field_names(value or "")
+    except SelfdistillError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+#: Of all commands that read prompts.
+fields_option = click.option(
+    "--columns",
+    "fields",
+    metavar="FIELD=COLUMN,...",
+    callback=_field_names,
+    help="Prompts: the columns of fields that the file calls otherwise, such as prompt=question,answer=solution.",
+)
 
 
 DATA_OPTIONS = [
@@ -246,6 +268,7 @@ DATA_OPTIONS = [
         metavar="SUITE",
         help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
     ),
+    fields_option,
     click.option(
         "--checker",
         metavar="SPEC",
@@ -404,6 +427,14 @@ _EXAMINED = {
 }  # fmt: skip
 
 
+annotators_option = click.option(
+    "--annotators",
+    metavar="COL,COL",
+    help="Tables: columns with the labels of several annotators, an empty cell for none. Their consensus is the "
+    "target, and the report says how often each one is right.",
+)
+
+
 folds_option = click.option(
     "--folds",
     type=click.IntRange(min=2),
@@ -425,7 +456,9 @@ def examination_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """RUN or DATA, and the options of a run that examines labels."""
     names = {id(option): vars(option(lambda: None))["__click_params__"][0].name for option in DATA_OPTIONS[1:]}
     shared = [option for option in DATA_OPTIONS[1:] if names[id(option)] in _EXAMINED]
-    for option in reversed([click.argument("source", metavar="RUN|DATA"), *shared, effort_option, folds_option]):
+    for option in reversed(
+        [click.argument("source", metavar="RUN|DATA"), *shared, annotators_option, effort_option, folds_option]
+    ):
         command = option(command)
     return command
 

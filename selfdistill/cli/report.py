@@ -128,7 +128,7 @@ def label_errors(
     else:
         run = Run.create(examining_request(source, options), out)
         if place is not None:  # before anything is trained
-            check_place(source, place, run.request.target, action)
+            check_place(source, place, run.request.target or run.request.annotators, action)
         execute(run, quiet)
     listed = run.task.label_errors(run.folder, top)  # a task without scores says so
     copy = clean(run.folder, place, action, labels) if place is not None else None

@@ -20,6 +20,7 @@ from ..io.expressions import Range, one_line
 from ..io.files import DATA_CARD, FORMAT, check_format, write
 from ..io.schema import read_json
 from ..views import Views
+from . import annotators as panel
 from . import column_types, image_lists, images, sources, splits, tables
 from .augment import Tokens, one_sided, read_parts
 from .column_types import Column
@@ -76,6 +77,7 @@ class Data:
     decision_note: str = ""  # what a file of decisions changed
     clean: Tensor = torch.zeros(0, dtype=torch.int64)  # sample ids whose labels are trusted, none of the audit
     before_noise: Tensor | None = None  # (n,) the labels before some were made wrong on purpose
+    votes: panel.AnnotatorLabels | None = None  # the labels of several annotators; y is their consensus
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
@@ -186,8 +188,8 @@ class Data:
         if self.digests is not None:
             digest.update(repr(self.shape).encode())
         assert isinstance(inputs, Tensor), "images on disk have digests"
-        clean = (self.clean,) if len(self.clean) else ()
-        for part in (inputs, self.y, self.labelled, self.unlabelled, self.audit, self.test, *clean):
+        more = [*([self.clean] if len(self.clean) else []), *([self.votes.labels] if self.votes else [])]
+        for part in (inputs, self.y, self.labelled, self.unlabelled, self.audit, self.test, *more):
             digest.update(repr((part.dtype, tuple(part.shape))).encode())
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
@@ -210,6 +212,7 @@ class Data:
             "fingerprint": self.fingerprint,
             **({"text": self.reader.column, "cut": self.cut} if self.reader is not None else {}),
             **({column_types.RECORD: [column.to_json() for column in self.columns]} if self.columns else {}),
+            **({"annotators": list(self.votes.names)} if self.votes else {}),
             **self.copies.describe(),
         }
 
@@ -235,6 +238,7 @@ def load(
     taught: Sequence[str] = (),
     decisions: str | Path | None = None,
     raw_csv: bool = False,
+    annotators: str | None = None,
 ) -> Data:
     """The data ``source``: "digits", "fashion-mnist", a folder of images or IDX files, or the file of a table.
 
@@ -251,7 +255,8 @@ def load(
     splits are taken as they are. The column ``tasks`` names the task of each row of a stream. For a model that goes on,
     ``preprocessor`` is that of its table and ``taught`` are its classes, of which the data need no rows that teach.
     ``decisions`` is a file (`data.decisions`; ``raw_csv`` if it was written so) whose labels come to those that teach,
-    after the splits were drawn.
+    after the splits were drawn. ``annotators`` names columns with the labels of several annotators, as in ``a,b,c``,
+    whose consensus is the target then.
 
     Raises:
         DataError: anything in the data or the request that cannot be used; the message names it and a remedy.
@@ -265,7 +270,7 @@ def load(
     options |= {"decisions": decisions, "raw_csv": raw_csv}
     files = [Path(part) if isinstance(part, str | Path) else None for part in (test, audit)]
     test, audit = (None if isinstance(part, str | Path) else part for part in (test, audit))
-    request = SplitRequest(groups, time, files[0], files[1], tasks)
+    request = SplitRequest(groups, time, files[0], files[1], tasks, panel.read_names(annotators, label_noise))
     if reader is None:
         raw = sources.read_source(
             source,
@@ -485,6 +490,7 @@ def _assemble(
         copies=copies,
         counts=raw.counts,
         decision_note=note,
+        votes=raw.votes and raw.votes.decided(raw.y, parts.y),
         **parts._asdict(),
     )
 

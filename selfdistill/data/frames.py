@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..io.files import DATA_CARD, FORMAT, trim_memory, write
 from . import column_types, sources, splits, tables
+from .annotators import AnnotatorLabels
 from .column_types import Column
 from .copies import CopyReport, notices, row_groups
 from .decisions import RowNames, decide
@@ -51,6 +52,7 @@ class Frame:
     row_names: RowNames = RowNames()
     decision_note: str = ""  # what a file of decisions changed
     by_model: tuple[int, ...] = ()  # ids of the rows whose labels a model gave
+    votes: AnnotatorLabels | None = None  # the labels of several annotators; y is their consensus
 
     @property
     def task(self) -> str:
@@ -105,6 +107,7 @@ class Frame:
             "augment": "none",
             "fingerprint": self.fingerprint,
             column_types.RECORD: [column.to_json() for column in self.columns],
+            **({"annotators": list(self.votes.names)} if self.votes else {}),
             **self.copies.describe(),
         }
 
@@ -137,6 +140,7 @@ def _cut(features: dict[str, Any], splits_: dict[str, NDArray[np.int64]]) -> dic
         values = features.pop(column)
         for name, ids in splits_.items():
             parts[name][column] = values.take(ids).reset_index(drop=True)
+    trim_memory()
     return {name: SplitRows(ids, pd.DataFrame(parts[name], copy=False)) for name, ids in splits_.items()}
 
 
@@ -162,9 +166,9 @@ def load(
     >>> len(frame.labelled), len(frame.unlabelled), len(frame.test)
     (60, 294, 88)
     """
-    folder = Path(unlabelled) if unlabelled is not None else None
+    further = Path(unlabelled) if unlabelled is not None else None
     raw = sources.read_source(
-        source, target=target, unlabelled=folder, image_size=None, compact=True, types=columns, request=request
+        source, target=target, unlabelled=further, image_size=None, compact=True, types=columns, request=request
     )
     if raw.features is None:
         raise DataError(f"{source} are images, and learners of scikit-learn take tables; give another --model")
@@ -186,14 +190,13 @@ def load(
         parts = parts._replace(labelled=torch.cat([parts.labelled, parts.audit]).sort().values)
     y = _targets(raw, parts)
     ids = {name: getattr(parts, name).numpy() for name in ("labelled", "unlabelled", "test")}
-    mark = _fingerprint(raw.features, repr(raw.classes), y, *ids.values())
+    votes = raw.votes and raw.votes.decided(raw.y, parts.y)
+    mark = _fingerprint(raw.features, repr(raw.classes), y, *ids.values(), *([votes.labels.numpy()] if votes else []))
     features = dict(raw.features.items())
     raw = replace(raw, features=None)  # or the whole would stay as its parts are made
-    parts_of_frame = _cut(features, ids)
-    trim_memory()
     return Frame(
         raw.name,
-        parts_of_frame,
+        _cut(features, ids),
         y,
         raw.classes,
         parts.noisy.numpy(),
@@ -206,6 +209,7 @@ def load(
         raw.row_names,
         note,
         tuple(by_model.tolist()),
+        votes,
     )
 
 

@@ -69,7 +69,7 @@ def is_data_set(path: Path) -> bool:
 
 
 def columns(source: str) -> tuple[str, ...]:
-    """The names of the columns of a table or a saved data set, or of the first record of a JSON file; none if they
+    """The names of the columns of a table or a saved data set, or of the first record of a file of JSON; none if they
     cannot be read.
 
     Args:
@@ -84,7 +84,7 @@ def columns(source: str) -> tuple[str, ...]:
         if path.is_dir():
             infos = sorted(path.glob("**/dataset_info.json"))
             return tuple(json.loads(infos[0].read_text(encoding="utf-8"))["features"]) if infos else ()
-        if name.endswith(JSON_SUFFIXES):
+        if name.endswith((*JSON_SUFFIXES, *PROMPT_SUFFIXES)):
             return tuple(next(record.fields for record in read_records(path)))
         return tuple(_arrow_schema(path).names)
     except (OSError, ValueError, csv.Error, KeyError, TypeError, StopIteration, DataError):
@@ -281,14 +281,26 @@ def _arrow_schema(path: Path) -> Any:
     library = _arrow(path)
     if path.suffix.lower() == ".parquet":
         return library.parquet.read_schema(path)
-    return library.feather.read_table(path).schema
+    return _arrow_table(library, path).schema
+
+
+def _arrow_table(library: Any, path: Path) -> Any:
+    """The table of an Arrow file, also of the stream of batches that the library datasets writes."""
+    try:
+        return library.feather.read_table(path)
+    except library.ArrowInvalid:
+        if path.suffix.lower() != ".arrow":
+            raise
+        with library.memory_map(str(path)) as opened:
+            return library.ipc.open_stream(opened).read_all()
 
 
 def _arrow_rows(path: Path) -> list[dict[str, Any]]:
     library = _arrow(path)
     try:
-        read = library.parquet.read_table if path.suffix.lower() == ".parquet" else library.feather.read_table
-        return list(read(path).to_pylist())
+        if path.suffix.lower() == ".parquet":
+            return list(library.parquet.read_table(path).to_pylist())
+        return list(_arrow_table(library, path).to_pylist())
     except (OSError, ValueError, library.ArrowException) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error, 100)}); write the file again") from None
 
@@ -311,8 +323,9 @@ def _data_set(path: Path) -> Iterator[Record]:
             f"{path}: the splits of a data set are train, validation and test, and it has {', '.join(names[:5])}; "
             "save the split that you mean alone"
         )
+    whole = len(rows) == 1  # a data set of one split says nothing of the others
     for name, part in rows.items():
         folder = path if name is None else path / name
         for number, fields in enumerate(part, 1):
             given = {key: value for key, value in fields.items() if value is not None}
-            yield Record(Place(folder, number), given, None if name is None else SPLITS[name])
+            yield Record(Place(folder, number), given, None if name is None or whole else SPLITS[name])

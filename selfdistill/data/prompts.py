@@ -23,7 +23,7 @@ from ..io import trust
 from ..io.expressions import nearest, one_line
 from . import reasoning, rewards
 from .copies import MOST_LISTED, Conflict, CopyReport, connect, numbered, time_values
-from .examples import FIELDS, Example, PromptRow, read_rows
+from .examples import FIELDS, OWN_NAMES, Example, FieldNames, PromptRow, read_rows
 from .splits import latest
 
 __all__ = ["Example", "Prompts", "load_prompts", "load_seeds", "load_suite", "need", "of_examples"]
@@ -136,6 +136,7 @@ def load_prompts(
     checker: str | None = None,
     groups: str | None = None,
     time: str | None = None,
+    columns: Iterable[tuple[str, str]] = (),
     trust_code: bool = False,
 ) -> Prompts:
     """The prompts of a file (see `prompt_files`), or of ``reasoning-gym:TASK`` or ``reasoning-gym:TASK(key=value)``.
@@ -144,8 +145,9 @@ def load_prompts(
     rest (0.2, at most 200); a row's own "split" is obeyed, and either may be a file of the rows of that split. Rows of
     the same prompt share a split that is drawn, and so do those with one value of the field ``groups``; by the field
     ``time`` the latest rows test and the earliest teach. ``labels`` keeps that many teaching rows, and at most as many
-    for the audit. ``checker`` is for rows that name none, and instead of a task's own. ``trust_code`` allows checkers
-    that the file names as ``module:function``.
+    for the audit. ``checker`` is for rows that name none, and instead of a task's own. ``columns`` are pairs (field,
+    name in the file) of fields that the file calls otherwise. ``trust_code`` allows checkers that the file names as
+    ``module:function``.
 
     Raises:
         DataError: anything in the file or the request that cannot be used; the message names it and a remedy.
@@ -157,7 +159,15 @@ def load_prompts(
     """
     with trust.trust_code(trust_code):
         return load_seeds(
-            source, (seed,), labels=labels, audit=audit, test=test, checker=checker, groups=groups, time=time
+            source,
+            (seed,),
+            labels=labels,
+            audit=audit,
+            test=test,
+            checker=checker,
+            groups=groups,
+            time=time,
+            columns=columns,
         )[0]
 
 
@@ -171,6 +181,7 @@ def load_seeds(
     checker: str | None = None,
     groups: str | None = None,
     time: str | None = None,
+    columns: Iterable[tuple[str, str]] = (),
 ) -> list[Prompts]:
     """The prompts as each seed splits them, read once; the arguments are those of `load_prompts`.
 
@@ -181,12 +192,13 @@ def load_seeds(
     >>> one.test.equal(other.test), one.audit.equal(other.audit)
     (True, False)
     """
-    rows, name = _read_prompts(source, checker, reasoning.ROWS, groups, time)
+    names = FieldNames(groups, time, tuple(columns))
+    rows, name = _read_prompts(source, checker, reasoning.ROWS, names)
     for split, part in (("test", test), ("audit", audit)):
         if isinstance(part, str | Path):
             if any(row.split == split for row in rows):
                 raise DataError(f'{name}: its field "split" names {split} rows, and {part} is given too; leave one out')
-            further = _checked(read_rows(Path(part), groups, time), str(part), checker)
+            further = _checked(read_rows(Path(part), names), str(part), checker)
             rows += [row._replace(split=split, own=True) for row in further]
     tested, audited = (None if isinstance(part, str | Path) else part for part in (test, audit))
     return [_assembled(name, rows, SplitRequest(tested, audited, labels, seed)) for seed in seeds]
@@ -259,17 +271,17 @@ def need(data: Prompts, field: str, recipe: str, instead: str | None = None, *, 
 
 
 def _read_prompts(
-    source: str, checker: str | None, size: int, groups: str | None = None, time: str | None = None
+    source: str, checker: str | None, size: int, names: FieldNames = OWN_NAMES
 ) -> tuple[list[PromptRow], str]:
     """The rows with valid checkers, and the name of the data."""
     if reasoning.is_task(source):
-        if groups or time:
-            raise DataError(f"{source}: the rows of a task have no groups and no time; leave both out")
+        if any(names):
+            raise DataError(f"{source}: the rows of a task have no groups, no time and no columns; leave them out")
         rows = [PromptRow(row, None) for row in reasoning.make_examples(source, size)]
         if checker is not None:
             rows = [row._replace(example=replace(row.example, checker=None)) for row in rows]
         return _checked(rows, source.strip(), checker), source.strip()
-    return _checked(read_rows(Path(source), groups, time), source, checker), Path(source).name
+    return _checked(read_rows(Path(source), names), source, checker), Path(source).name
 
 
 def _checked(rows: Sequence[PromptRow], source: str, default: str | None) -> list[PromptRow]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from . import image_lists, images, splits, tables
+from .annotators import AnnotatorLabels
 from .augment import one_sided
 from .column_types import Column, Kind
 from .decisions import RowNames
@@ -66,6 +67,7 @@ class RawData:
     time: Any = None  # (n,) the splits follow it
     tasks: Tasks | None = None  # of a stream
     counts: tuple[tuple[str, int], ...] = ()  # of a table: the rows of its file and of further ones
+    votes: AnnotatorLabels | None = None  # of a table: the labels of several annotators
 
     def split_by(self, split: SplitColumns) -> RawData:
         """The same rows with the splits that columns and files give."""
@@ -107,7 +109,7 @@ def read_source(
     Raises:
         DataError: there is no such data, they cannot be read, or an argument does not apply to them.
     """
-    if is_table(source, named=target is not None):
+    if is_table(source, named=target is not None or bool(request.annotators)):
         if image_size is not None:
             raise DataError(f"{source}: a table has no image size; leave image_size out")
         table = tables.read(existing(source), target, unlabelled, compact, labelled, types, request)
@@ -116,6 +118,10 @@ def read_source(
         raise DataError(f"{source}: the types of columns are for tables that you have as a file; leave columns out")
     if source in (*NAMES, *TABLES) or images.idx_files(Path(source)):
         request.refuse(source, "its rows have no such columns, and its test split is given")
+    if request.annotators:
+        raise DataError(
+            f"{source}: annotators are columns of a table of cells or texts, and this has images; leave annotators out"
+        )
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)
     if source in ("digits", images.FASHION) or images.idx_files(Path(source)):
@@ -155,6 +161,7 @@ def _of_table(source: str, table: tables.RawTable, labelled: bool) -> RawData:
         columns=table.columns,
         title=table.title,
         counts=table.counts,
+        votes=table.votes,
     )
 
 

@@ -24,14 +24,15 @@ COLUMN = "split"  # a column of this name with these words alone names the split
 
 
 class SplitRequest(NamedTuple):
-    """The columns that group and order the rows and name their tasks, and the files of a test and a validation
-    split."""
+    """The columns that group and order the rows, name their tasks and hold the labels of annotators, and the files of a
+    test and a validation split."""
 
     groups: str | None = None
     time: str | None = None
     test: Path | None = None
     validation: Path | None = None
     tasks: str | None = None
+    annotators: tuple[str, ...] = ()
 
     def refuse(self, source: str, kind: str) -> None:
         """Refuse what data of another kind do not have.
@@ -40,7 +41,7 @@ class SplitRequest(NamedTuple):
             DataError: something was asked for.
         """
         for name, value in self._asdict().items():
-            if value is not None:
+            if value not in (None, ()):
                 raise DataError(f"{source}: {kind}; leave {name} out")
 
 
@@ -71,7 +72,7 @@ def read_further(request: SplitRequest, main: Table, target: str | None) -> list
     Raises:
         DataError: one cannot be read, or has no target in a row or at all.
     """
-    written = () if target is None else (target,)
+    written = request.annotators if target is None else (target,)
     tables = [read_table(path, written, main.names) for path in (request.test, request.validation) if path]
     for table in tables:
         if target is not None and target not in table.columns:
@@ -80,6 +81,9 @@ def read_further(request: SplitRequest, main: Table, target: str | None) -> list
         if cells is not None and cells.any():
             row = int(cells.argmax()) + 1
             raise DataError(f"{table.path}: row {row} (the first is 1) has no '{target}'; label it, or leave it out")
+        for name in request.annotators:
+            if name not in table.columns:
+                raise DataError(f"{table.path}: no column is called '{name}', which is of an annotator; add it")
     return tables
 
 

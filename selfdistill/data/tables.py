@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..io.expressions import one_line
 from . import column_types
+from .annotators import AnnotatorLabels, take_votes
 from .column_types import DISTINCT, INFINITE_REMEDY, USED, Column
 from .split_columns import NO_REQUEST, SplitColumns, SplitRequest, append_column, read_further, take_split_columns
 from .table_files import Table, pandas, read_table
@@ -44,6 +45,7 @@ class RawTable(NamedTuple):
     title: str = ""  # of the report on them: rows and target
     split: SplitColumns = SplitColumns()  # what decides the splits
     counts: tuple[tuple[str, int], ...] = ()  # the rows of its file and of further ones
+    votes: AnnotatorLabels | None = None  # the labels of several annotators, of which y is the consensus
 
 
 def sklearn_table(name: str) -> RawTable:
@@ -92,28 +94,34 @@ def read(
     types = dict(types or {})
     literal = [name for name, kind in types.items() if kind != "numeric"]
     literal += [name for name in (request.groups, request.tasks) if name is not None]
-    table = read_table(path, () if target is None else (target,), literal)
+    names = target_columns(target, request)
+    table = read_table(path, names, literal)
     column_types.requested(types, table.names, str(path))
     further = read_further(request, table, target)
     placed = (
         request.groups or request.time or request.tasks
     )  # otherwise the unlabelled rows are read once, with the types of columns
     extra = read_table(unlabelled, (), literal) if unlabelled is not None and placed else None
-    split = take_split_columns(request, table, further, extra, (str(target), *types))
-    append_column(table, further, str(target))
-    bare = torch.full((table.rows,), -1)
-    if not labelled and (target is None or (target in table.columns and table.columns[target]().isna().all())):
+    split = take_split_columns(request, table, further, extra, (*names, *types))
+    for name in names:
+        append_column(table, further, name)
+    bare, votes = torch.full((table.rows,), -1), None
+    if (
+        not labelled
+        and not request.annotators
+        and (target is None or (target in table.columns and table.columns[target]().isna().all()))
+    ):
         if further:
             raise DataError(f"{path}: no row has a label, and nothing can be tested; leave the files of splits out")
         y, classes = bare, tuple[str, ...]()
         table.columns.pop(str(target), None)
     else:
-        kind = types.get(str(target))
-        y, classes = labels(table, target, kind if isinstance(kind, str) else None)
+        y, classes, votes = targets(table, target, types, request)
     if not table.columns:
-        raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
+        raise DataError(f"{path}: no column but the target '{', '.join(names)}'; add columns to predict it from")
     specs, features = _infer(table, types, compact)
-    title = _title(str(path.name), y, classes, target) + (f" ({table.note})" if table.note else "")
+    title = _title(str(path.name), y, classes, target, len(request.annotators))
+    title += f" ({table.note})" if table.note else ""
     counts = [(str(more.path), more.rows) for more in (table, *further)]
     for more in further:
         features = _concatenate(features, prepare(more, specs, compact))
@@ -122,10 +130,12 @@ def read(
         features = _concatenate(features, rows)
         counts.append((str(unlabelled), len(rows)))
         y = torch.cat([y, y.new_full((len(rows),), torch.nan if y.is_floating_point() else -1)])
-    return RawTable(features, y, classes, (*specs, *split.columns), title, split, tuple(counts))
+        votes = votes.extended(len(rows)) if votes else None
+    specs += [*split.columns, *(votes.columns() if votes else [])]
+    return RawTable(features, y, classes, tuple(specs), title, split, tuple(counts), votes)
 
 
-def _title(name: str, y: Tensor, classes: Sequence[str], target: str | None) -> str:
+def _title(name: str, y: Tensor, classes: Sequence[str], target: str | None, annotators: int = 0) -> str:
     """Rows and target of a table in a line."""
     missing = int((torch.isnan(y) if y.is_floating_point() else y < 0).sum())
     if missing == len(y):
@@ -133,6 +143,7 @@ def _title(name: str, y: Tensor, classes: Sequence[str], target: str | None) -> 
     some = ", ".join(one_line(c, 20) for c in classes[:6]) + (", ..." if len(classes) > 6 else "")
     what = f"{len(classes)} classes ({some})" if classes else "a number (regression)"
     known = f"the target '{one_line(target, 40)}'" if target is not None else "the target"
+    known = f"the target, the consensus of {annotators} annotators," if annotators else known
     return f"{name}: {len(y)} rows; {known} is {what}" + (f"; {missing} rows have none" if missing else "")
 
 
@@ -194,6 +205,43 @@ def prepare(table: Table, specs: Sequence[Column], compact: bool = False) -> Any
 def literal_names(specs: Sequence[Column]) -> list[str]:
     """The columns whose cells must be read as they are written."""
     return [spec.name for spec in specs if spec.literal]
+
+
+def target_columns(target: str | None, request: SplitRequest) -> tuple[str, ...]:
+    """The columns that the target is made of: that of labels, or those of annotators.
+
+    Raises:
+        DataError: both are asked for.
+    """
+    if target is None or not request.annotators:
+        return request.annotators if target is None else (target,)
+    raise DataError(
+        f"--annotators gives the target, and so does --target '{one_line(target, 40)}'; leave one of the two out"
+    )
+
+
+def targets(
+    table: Table, target: str | None, types: Mapping[str, column_types.Kind], request: SplitRequest
+) -> tuple[Tensor, tuple[str, ...], AnnotatorLabels | None]:
+    """The target of a table, the names of its classes, and the labels of annotators, where these are the target.
+
+    Args:
+        table: as of `labels`.
+        target: the column; without one the annotators of the request.
+        types: types of columns that a person chose.
+        request: it names the annotators.
+
+    Raises:
+        DataError: as of `labels` and `take_votes`.
+    """
+    if not request.annotators:
+        kind = types.get(str(target))
+        return *labels(table, target, kind if isinstance(kind, str) else None), None
+    for name in request.annotators:
+        if isinstance(types.get(name), str):
+            raise DataError(f"{table.path}: column '{name}' is of an annotator, and has classes; leave --column out")
+    votes = take_votes(table, request.annotators)
+    return votes.consensus(), votes.classes, votes
 
 
 def labels(table: Table, target: str | None, kind: str | None = None) -> tuple[Tensor, tuple[str, ...]]:

@@ -70,22 +70,24 @@ class Reader:
         Raises:
             DataError: no such column, a cell without text, or no target.
         """
-        if target == self.column:
-            raise DataError(f"{name}: '{target}' is both --text and --target; give another column as one of them")
-        table = self._table(name, target)
+        if self.column in (target, *request.annotators):
+            raise DataError(f"{name}: '{self.column}' has both texts and labels; give another column as one of them")
+        written = tables.target_columns(target, request)
+        table = self._table(name, written)
         further = read_further(request, table, target)
         extra = None if unlabelled is None else read_table(unlabelled, (self.column,))
-        split = take_split_columns(request, table, further, extra, (str(target), self.column))
-        for each in (str(target), self.column):
+        split = take_split_columns(request, table, further, extra, (*written, self.column))
+        for each in (*written, self.column):
             append_column(table, further, each)
-        y, classes = tables.labels(table, target, (types or {}).get(str(target)))
+        y, classes, votes = tables.targets(table, target, types or {}, request)
         texts = column(table, self.column)
         if extra is not None:
             texts = [*texts, *column(extra, self.column)]
             y = torch.cat([y, y.new_full((extra.rows,), -1 if classes else torch.nan)])
+            votes = votes.extended(extra.rows) if votes else None
         x, cut = self.ids(texts)
         counts = [(str(each.path), each.rows) for each in (table, *further, *([extra] if extra else []))]
-        raw = RawData(table.path.name, "text", y, classes, x=x, counts=tuple(counts))
+        raw = RawData(table.path.name, "text", y, classes, x=x, counts=tuple(counts), votes=votes)
         return raw.split_by(split), cut
 
     def table(self, name: str) -> tuple[str, list[str]]:
@@ -94,13 +96,13 @@ class Reader:
         Raises:
             DataError: it is no table, or has no such column of texts.
         """
-        table = self._table(name, None)
+        table = self._table(name, ())
         return table.path.name, column(table, self.column)
 
-    def _table(self, name: str, target: str | None) -> Table:
+    def _table(self, name: str, written: Sequence[str]) -> Table:
         if not is_table(name, named=True):
             raise DataError(f"{name}: --text {self.column} names a column, and this is no table; give a file ({SHOWN})")
-        table = read_table(existing(name), (self.column,) if target is None else (self.column, target))
+        table = read_table(existing(name), (self.column, *written))
         _check_column(table, self.column)
         return table
 

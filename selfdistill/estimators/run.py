@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import frames
+from ..data.annotators import read_names
 from ..data.frames import Frame, SplitRows
 from ..data.split_columns import SplitRequest
 from ..errors import DataError, RecipeError
@@ -152,6 +153,7 @@ def prepare(request: Request) -> TableRun:
         request=SplitRequest(
             request.groups, request.time, Path(request.test) if request.test else None,
             Path(request.validation) if request.validation else None,
+            annotators=read_names(request.annotators, request.label_noise),
         ),
         decisions=request.decisions, raw_csv=request.raw_csv,
     )  # fmt: skip
@@ -494,7 +496,14 @@ def report_label_errors(run: TableRun, model: Any, alone: Any, folder: Path) -> 
     predictions = torch.cat([held[1].reshape(len(held[0]), *tested["final"].shape[1:]), tested["final"]])
     splits = np.repeat([label_errors.TRAIN, label_errors.TEST], [len(held[0]), len(data.test)])
     examined = label_errors.Examination(
-        ids, splits, data.y[ids], predictions.numpy(), data.classes, data.row_names, "learner"
+        ids,
+        splits,
+        data.y[ids],
+        predictions.numpy(),
+        data.classes,
+        data.row_names,
+        "learner",
+        data.votes and data.votes.of_rows(ids),
     )
     return label_errors.report_errors(examined, data.noisy, folder, run.request.raw_csv, tested)
 

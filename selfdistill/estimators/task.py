@@ -56,7 +56,10 @@ class TableTaskType(TaskType):
         """
         if request.text is not None:  # read by an encoder
             return False
-        table = is_table(request.data, request.target is not None) or request.data in sources.TABLES
+        table = (
+            is_table(request.data, request.target is not None or request.annotators is not None)
+            or request.data in sources.TABLES
+        )
         model, method = request.model, None if request.method is None else expression_name(request.method)
         learner = model is not None and (
             base_learners.is_named(model) or base_learners.from_function(model) is not None

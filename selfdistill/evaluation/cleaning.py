@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..data.annotators import read_names
 from ..data.decisions import ACCEPT, CLASS, DROP, KEEP, SKIP, read_decisions
 from ..data.table_files import TEXT, is_table, read_dialect, read_table, text_handle
 from ..errors import DataError
@@ -24,7 +25,15 @@ from .label_errors import read_label_errors
 from .label_noise import LIKELY
 
 RELABEL, SET_ASIDE = "relabel", "set-aside"
+CONSENSUS = "consensus"  # the column of labels in the copy of a table of several annotators
 ASIDE = "-set-aside"  # after the name of the copy: where rows lie that were set aside
+
+
+class Panel(NamedTuple):
+    """The columns of annotators, and the consensus of rows by their number from 1 on: it takes their place."""
+
+    columns: tuple[str, ...]
+    consensus: Mapping[int, str]
 
 
 class Change(NamedTuple):
@@ -90,11 +99,18 @@ def clean(run: Path, place: str | Path, action: str | None = None, labels: str |
             changes[decision.row] = Change(decision.given, None if decision.decision == DROP else label)
         if not changes:
             raise DataError(f"{labels}: no decision changes a label or drops a row; fill in the column decision")
-    return write_cleaned(request.data, place, changes, request.target, aside=action == SET_ASIDE)
+    consensus = {row["row"]: row["given"] for row in listed["labels"]} if request.annotators else {}
+    panel = Panel(read_names(request.annotators), consensus) if consensus else None
+    return write_cleaned(request.data, place, changes, request.target, aside=action == SET_ASIDE, panel=panel)
 
 
 def write_cleaned(
-    source: str, place: str | Path, changes: Mapping[str, Change], target: str | None, aside: bool = False
+    source: str,
+    place: str | Path,
+    changes: Mapping[str, Change],
+    target: str | None,
+    aside: bool = False,
+    panel: Panel | None = None,
 ) -> Copy:
     """Write a copy of a folder of images or of a table with some labels changed and some rows left out.
 
@@ -104,6 +120,7 @@ def write_cleaned(
         changes: By number of the row or by file.
         target: The column of the label, of a table.
         aside: Write the rows that are left out beside the copy.
+        panel: Several annotators in place of a target: the copy has the column ``consensus`` in place of theirs.
 
     Returns:
         What was written.
@@ -116,10 +133,10 @@ def write_cleaned(
         write_cleaned("photos", "cleaned", {"photos/cat/7.png": Change("cat", "dog")}, None)
     """
     path, place = Path(source), Path(place)
-    beside = check_place(source, place, target, SET_ASIDE if aside else None)
+    beside = check_place(source, place, CONSENSUS if panel else target, SET_ASIDE if aside else None)
     if path.is_dir() and not is_table(source):
         return _write_folder(path, place, changes, beside)
-    return _write_table(path, place, changes, target or "", beside)
+    return _write_table(path, place, changes, target or CONSENSUS, beside, panel)
 
 
 def check_place(source: str, place: str | Path, target: str | None, action: str | None) -> Path | None:
@@ -218,10 +235,14 @@ def _copy(file: Path, place: Path) -> None:
 # ---- a table -------------------------------------------------------------------------------------------------------
 
 
-def _write_table(source: Path, place: Path, changes: Mapping[str, Change], target: str, beside: Path | None) -> Copy:
+def _write_table(
+    source: Path, place: Path, changes: Mapping[str, Change], target: str, beside: Path | None, panel: Panel | None
+) -> Copy:
     """Write the rows as text; a CSV or TSV file keeps every other cell as it is written."""
     text = source.name.lower().endswith(TEXT)
     header, rows, separator = _text_rows(source) if text else _frame_rows(source)
+    if panel is not None:
+        header, rows = _with_consensus(source, header, rows, panel)
     if target not in header:
         raise DataError(f"{source}: no column '{one_line(target, 40)}', which the run learnt; run the data again")
     column, kept, aside, changed = header.index(target), list[list[str]](), list[list[str]](), 0
@@ -247,6 +268,20 @@ def _write_table(source: Path, place: Path, changes: Mapping[str, Change], targe
     if beside is not None and aside:
         _save(beside, header, aside, separator)
     return Copy(place, len(kept), changed, len(aside), beside if aside else None)
+
+
+def _with_consensus(
+    source: Path, header: list[str], rows: list[list[str]], panel: Panel
+) -> tuple[list[str], list[list[str]]]:
+    """The table with one column of the consensus, the last one, in place of the columns of annotators."""
+    gone = set(panel.columns)
+    if CONSENSUS in header:
+        raise DataError(f"{source}: it has a column '{CONSENSUS}', which the copy needs for the labels; rename it")
+    if missing := gone - set(header):
+        raise DataError(f"{source}: no column '{one_line(min(missing), 40)}', which the run learnt; run the data again")
+    kept = [i for i, name in enumerate(header) if name not in gone]
+    lines = [[*(row[i] for i in kept), panel.consensus.get(number, "")] for number, row in enumerate(rows, 1)]
+    return [*(header[i] for i in kept), CONSENSUS], lines
 
 
 def _same(cell: str, given: str) -> bool:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..core.memory import SampleMemory
 from ..core.objective import Objective
+from ..data.annotators import AnnotatorLabels
 from ..data.copies import conflict_text
 from ..data.dataset import Data
 from ..data.decisions import RowNames, label_text
@@ -41,6 +42,7 @@ from ..models.peers import PeerModels
 from ..teachers import Ensembled, History, LastEpoch, Relabelled
 from ..teachers.relabelling import Window
 from . import label_noise
+from .annotator_noise import Annotator, annotator_lines, find_consensus_errors
 from .label_noise import LabelNoise
 from .predict import predict_rows
 
@@ -83,6 +85,7 @@ class Examination(NamedTuple):
     names: RowNames
     source: str  # of the predictions of rows that taught: memory, generations, folds or learner
     memory: NDArray[np.float64] | None = None  # (rows, classes), beside the predictions of folds
+    votes: AnnotatorLabels | None = None  # of the same rows
 
     @property
     def left_out(self) -> NDArray[np.bool_]:
@@ -224,10 +227,10 @@ def examination(data: Data, ids: Tensor, predictions: Tensor, source: str, memor
     for name, part in zip(SPLITS, (data.labelled, data.audit, data.test), strict=True):
         splits[part.numpy()] = name
     outputs = predictions.double().cpu() if data.classes else data.in_units(predictions.cpu()).double()
-    rows = ids.numpy()
+    rows, votes = ids.numpy(), data.votes and data.votes.of_rows(ids)
+    labels, names = data.y[ids].numpy(), data.row_names
     kept = None if memory is None else memory.double().cpu().numpy()
-    labels = data.y[ids].numpy()
-    return Examination(rows, splits[rows], labels, outputs.numpy(), data.classes, data.row_names, source, kept)
+    return Examination(rows, splits[rows], labels, outputs.numpy(), data.classes, names, source, kept, votes)
 
 
 # scores ---------------------------------------------------------------------------------------------------------------
@@ -242,13 +245,14 @@ def estimate(examined: Examination, noisy: Tensor | NDArray[np.bool_]) -> tuple[
 
     Returns:
         The noise, and ``source``, ``examined``, ``likely``, ``splits``, ``noise``; of classes ``matrix`` and ``pairs``;
-        where labels were made wrong, ``auroc``.
+        where labels were made wrong, ``auroc``; of several annotators ``annotators``.
     """
-    noise = label_noise.find_label_errors(examined.labels, examined.predictions, memory=examined.memory)
-    left_out = examined.left_out
-    if examined.classes and FEWEST <= left_out.sum() < len(left_out):
-        held = label_noise.find_label_errors(examined.labels[left_out], examined.predictions[left_out])
-        noise = label_noise.raise_rate(noise, held)
+    annotators: list[Annotator] = []
+    if examined.votes is None:
+        noise = _noise(examined)
+    else:
+        votes = examined.votes.labels.numpy()
+        noise, annotators = find_consensus_errors(examined.labels, votes, examined.predictions, examined.votes.names)
     splits = {
         name: {"examined": int(mask.sum()), "likely": int(noise.likely[mask].sum())}
         for name in SPLITS
@@ -259,9 +263,21 @@ def estimate(examined: Examination, noisy: Tensor | NDArray[np.bool_]) -> tuple[
         "noise": noise.noise._asdict(),
     }  # fmt: skip
     summary |= label_noise.matrix_record(noise, examined.labels, examined.classes)
+    if annotators:
+        summary["annotators"] = [one.to_json(examined.classes) for one in annotators]
     wrong = torch.as_tensor(noisy)[torch.from_numpy(examined.ids)]
     area = auroc(torch.from_numpy(noise.scores), wrong)
     return noise, summary if area is None else {**summary, "auroc": round(area, 4)}
+
+
+def _noise(examined: Examination) -> LabelNoise:
+    """The noise of labels that one annotator gave; of classes at least that of the rows left out."""
+    noise = label_noise.find_label_errors(examined.labels, examined.predictions, memory=examined.memory)
+    left_out = examined.left_out
+    if examined.classes and FEWEST <= left_out.sum() < len(left_out):
+        held = label_noise.find_label_errors(examined.labels[left_out], examined.predictions[left_out])
+        noise = label_noise.raise_rate(noise, held)
+    return noise
 
 
 def list_errors(examined: Examination, noise: LabelNoise) -> list[LabelError]:
@@ -331,6 +347,8 @@ def save_probabilities(examined: Examination, folder: Path) -> None:
         "pred_probs": examined.predictions[order].astype(np.float32),
         "classes": np.array(examined.classes, dtype=np.str_),
     }
+    if examined.votes is not None:
+        arrays |= {"votes": examined.votes.labels.numpy()[order], "annotators": np.array(examined.votes.names)}
     with io.BytesIO() as buffer:
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         write_text(folder / PROBABILITIES, buffer.getvalue())
@@ -420,7 +438,8 @@ def label_error_table(summary: dict[str, Any]) -> str:
     table = [[printable(cell, kept="") for cell in line] for line in table]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    lines += ["", *summary_lines(summary), f"Examined: {SOURCES[summary['source']]}."]
+    lines += ["", *summary_lines(summary), *annotator_lines(summary.get("annotators", []))]
+    lines.append(f"Examined: {SOURCES[summary['source']]}.")
     if "auroc" in summary:
         lines.append(
             f"--label-noise made labels wrong; the score detects these with an AUROC of {summary['auroc']:.3f}."
@@ -436,10 +455,11 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """
     splits = [(name, summary["splits"][name]) for name in SPLITS if name in summary["splits"]]
     parts = ", ".join(f"{part['likely']} of {part['examined']} in {name}" for name, part in splits)
-    noise = summary["noise"]
+    noise, annotators = summary["noise"], summary.get("annotators", [])
     share = f"{_percent(noise['rate'])} of all labels [{_percent(noise['low'])}, {_percent(noise['high'])}]"
+    what = "consensus label" if annotators else "label"
     lines = [
-        f"{plural(summary['likely'], 'label')} of {summary['examined']} may be wrong ({parts}). "
+        f"{plural(summary['likely'], what)} of {summary['examined']} may be wrong ({parts}). "
         f"Estimated noise rate: {share}."
     ]
     adjusted = summary.get("adjusted")

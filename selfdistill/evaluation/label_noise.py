@@ -74,7 +74,9 @@ class LabelNoise:
     ``scores`` (rows,) are the probabilities that labels are wrong, ``suggested`` (rows,) the most probable classes or
     the predicted values, ``noise`` is the share of wrong labels. Of classes, ``matrix`` (classes, classes) has a row
     for each true class and a column for each given one, ``draws`` (samples, classes, classes) are the same of
-    bootstrap samples, and ``agreement`` has an entry for each annotator: the share of its labels that are right.
+    bootstrap samples, and ``agreement`` has an entry for each annotator: the share of its labels that are right. Of
+    several annotators, ``posterior`` (rows, classes) are the probabilities of the true classes, and ``matrices``
+    (annotators, classes, classes) and ``matrix_draws`` (samples, annotators, classes, classes) the noise of each one.
     """
 
     scores: Floats
@@ -84,6 +86,9 @@ class LabelNoise:
     draws: Floats | None = None
     power: float = 1.0
     agreement: tuple[Rate, ...] = ()
+    posterior: Floats | None = None
+    matrices: Floats | None = None
+    matrix_draws: Floats | None = None
 
     @property
     def likely(self) -> NDArray[np.bool_]:
@@ -258,9 +263,10 @@ def _classes(hot: Floats, q: Floats, memory: Floats | None, random: np.random.Ge
         posterior = _doubted(posterior, given, mean)
     scores = 1.0 - (posterior * given).sum(axis=1)
     agreement = tuple(_interval(1 - rate[a], 1 - rates[:, a]) for a in range(annotators))
+    panel = (posterior, matrices, draws) if annotators > 1 else (None, None, None)
     return LabelNoise(
         scores, posterior.argmax(axis=1), _interval(mean, rates @ weights), np.tensordot(weights, matrices, 1),
-        np.einsum("a,dazy->dzy", weights, draws), power, agreement,
+        np.einsum("a,dazy->dzy", weights, draws), power, agreement, *panel,
     )  # fmt: skip
 
 

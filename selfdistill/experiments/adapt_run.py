@@ -45,6 +45,7 @@ _FIXED = (
     "tasks",
     "keep",
     "checker",
+    "fields",
     "skip_long",
     "lora",
     "max_tokens",

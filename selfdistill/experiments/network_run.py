@@ -844,6 +844,7 @@ def prepare(request: Request) -> NetworkRun:
         tasks=request.tasks if isinstance(request.tasks, str) else None,
         test=request.test,
         audit=request.validation,
+        annotators=request.annotators,
     )
     if data.task == "features":
         _refuse_judging(request, data)

@@ -314,6 +314,7 @@ _FIXED = (
     "tasks",
     "keep",
     "checker",
+    "fields",
     "skip_long",
     "lora",
     "max_tokens",

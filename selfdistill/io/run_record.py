@@ -96,6 +96,12 @@ _TRIAL = {
 _ESTIMATE = {"rate": float, "low": float, "high": float}
 
 
+_MATRIX = {"rates": [[float]], "low": [[float]], "high": [[float]]}
+
+
+_PAIR = {"true": str, "given": str, "rows?": int, **_ESTIMATE}
+
+
 _ADJUSTED = {"raw": float, "adjusted": float, "low": float, "high": float}
 
 
@@ -105,10 +111,12 @@ _LABEL_ERRORS = {
     "likely": int,
     "splits": {str: {"examined": int, "likely": int}},
     "noise": _ESTIMATE,
-    "matrix?": {"classes": [str], "counts": [[int]], "rates": [[float]], "low": [[float]], "high": [[float]]},
-    "pairs?": [{"true": str, "given": str, "rows": int, **_ESTIMATE}],
+    "matrix?": {"classes": [str], "counts": [[int]], **_MATRIX},
+    "pairs?": [_PAIR],
     "adjusted?": {"metric": str, "assumption": str, "plain?": _ADJUSTED, **_ADJUSTED},
-    "annotators?": [{"name": str, "rows": int, "agreement": float, **_ESTIMATE}],
+    "annotators?": [
+        {"name": str, "rows": int, "rank": int, "agreement": _ESTIMATE, "matrix?": _MATRIX, "pairs": [_PAIR]}
+    ],
     "auroc?": float,
 }
 
@@ -212,9 +220,10 @@ class Request:
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
     trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
-    ``checker``, ``skip_long``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that
-    must not be forgotten, the checker of rows that name none, whether rows beyond the model's context are left out, the
-    rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
+    ``checker``, ``fields``, ``skip_long``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models:
+    prior tasks that must not be forgotten, the checker of rows that name none, (field, column) of fields that the file
+    calls otherwise, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights),
+    tokens of an answer, and memory for time. ``targets`` is a folder that keeps
     what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
@@ -230,7 +239,8 @@ class Request:
     [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy].
     ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``. ``search`` is
     an expression with ranges, whose arguments ``trials`` trials search; ``explore`` is the largest share of the
-    trainings that only try something out.
+    trainings that only try something out. ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of
+    several annotators, whose consensus is the target.
     """
 
     data: str = "digits"
@@ -243,6 +253,7 @@ class Request:
     augment: str | None = None
     keep: str | None = None
     checker: str | None = None
+    fields: tuple[tuple[str, str], ...] = ()
     skip_long: bool = False
     lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
@@ -288,6 +299,7 @@ class Request:
     refit: str | None = None
     effort: str | None = None
     folds: Annotated[int, Range(2, limit=1000)] | None = None
+    annotators: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -325,22 +337,24 @@ class Request:
             "search",
             "refit",
             "effort",
+            "annotators",
         }  # unsaid where not asked for: what was asked before they existed is the same
-        unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
+        unsaid = {name for name in later if not getattr(self, name)} | {"columns", "fields"}
         unsaid |= {
             name
             for name in ("memory", "leave_out", "verify", "trials", "explore", "folds")
             if getattr(self, name) is None
         }
-        types = {"columns": dict(self.columns)} if self.columns else {}
+        pairs = {"columns": self.columns, "fields": self.fields}
+        types = {name: dict(given) for name, given in pairs.items() if given}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Request:
         """Raises ValueError, KeyError or TypeError for what `to_json` did not write."""
-        given = {"training": value["training"], "columns": value.get("columns", {})}
+        given = {"training": value["training"], **{name: value.get(name, {}) for name in ("columns", "fields")}}
         pairs = {name: tuple(sorted(entries.items())) for name, entries in given.items()}
-        if not all(isinstance(kind, str) for _, kind in pairs["columns"]):
+        if not all(isinstance(kind, str) for name in ("columns", "fields") for _, kind in pairs[name]):
             raise ValueError("columns")
         try:
             return cls(**{**value, **pairs})

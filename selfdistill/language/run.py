@@ -23,7 +23,9 @@ import torch
 from ..core import distributed
 from ..data.copies import notices
 from ..data.examples import FIELDS
+from ..data.prompt_files import columns
 from ..data.prompts import Prompts, load_prompts, load_suite
+from ..data.reasoning import is_task
 from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
 from ..io.expressions import Range, expression_name, one_line
@@ -206,7 +208,7 @@ def prepare(request: Request) -> LanguageRun:
         return shortlisted(request)
     data = _load(request)
     suite = None if request.keep is None else load_suite(request.keep, checker=request.checker)
-    expression = request.method or _default_recipe(data)
+    expression = request.method or _chosen_recipe(request, data)
     method = read_recipe(expression)
     method.check_fields(data, f"{expression_name(expression)}()")
     most = request.max_tokens or TOKENS
@@ -257,14 +259,14 @@ def default_recipe(request: Request) -> str:
     """The recipe that a request is trained with where it names none."""
     if request.method:
         return request.method
-    return _default_recipe(_load(request))
+    return _chosen_recipe(request, _load(request))
 
 
 def _load(request: Request) -> Prompts:
     """The prompts of a request with their splits."""
     return load_prompts(
         request.data, labels=request.labels, audit=request.validation, test=request.test, seed=request.seed,
-        checker=request.checker, groups=request.groups, time=request.time,
+        checker=request.checker, groups=request.groups, time=request.time, columns=request.fields,
     )  # fmt: skip
 
 
@@ -272,6 +274,39 @@ def _default_recipe(data: Prompts) -> str:
     """Demonstrations are distilled; where there are only checkers, attempts are; else samples."""
     demonstrated, checked = _counts(data)
     return "sdft()" if demonstrated == len(data.rows) else "sdpo()" if checked == len(data.rows) else "ssd()"
+
+
+def _chosen_recipe(request: Request, data: Prompts) -> str:
+    """The recipe that the fields of the prompts suggest, where it leaves none of them aside.
+
+    Raises:
+        DataError: Some fields would not be used.
+    """
+    expression, some = _default_recipe(data), len(data.has("demonstration"))
+    method = read_recipe(expression)
+    unused = _unused_fields(request, data, method)
+    if 0 < some < len(data.rows) and "demonstration" not in {*unused, *method.reads}:
+        unused.insert(0, "demonstration")  # of too few rows for the recipe that would read it
+    if not unused:
+        return expression
+    names, few = ", ".join(one_line(name, 40) for name in unused), len(unused) == 1
+    remedy = "answer=solution"
+    if "answer" in unused and not len(data.has("checker")):
+        remedy += ", or compare the answers by --checker exact"
+    raise DataError(
+        f"{data.name}: the field{'' if few else 's'} {names} {'is' if few else 'are'} not used by {expression}, which "
+        f"the others suggest, so no recipe is chosen; name one, as in --method '{expression}', or name columns, as in "
+        f"--columns {remedy}"
+    )
+
+
+def _unused_fields(request: Request, data: Prompts, method: Language) -> list[str]:
+    """The fields that neither the method nor what stands beside it reads."""
+    present = [name for name in FIELDS if len(data.has(name))]
+    used = {*method.reads, *(("checker", "answer") if "checker" in present else ())}
+    if request.control or not evaluation.checked(data):  # sft() beside it, or the likelihood that is measured
+        used.add("demonstration")
+    return [*(name for name in present if name not in used), *data.extra]
 
 
 def _counts(data: Prompts) -> tuple[int, int]:
@@ -294,10 +329,7 @@ def _field_notes(request: Request, data: Prompts, expression: str, method: Langu
             f"method: {expression}, as {demonstrated} of {rows} prompts have a demonstration or privileged context, "
             f"and {checked} a checker"
         )
-    used = {*method.reads, *(("checker", "answer") if "checker" in present else ())}
-    if request.control or not evaluation.checked(data):  # sft() beside it, or the likelihood that is measured
-        used.add("demonstration")
-    unused = [*(name for name in present if name not in used), *data.extra]
+    unused = _unused_fields(request, data, method)
     if unused:
         notes.append(f"fields not used by {expression}: {', '.join(one_line(name, 40) for name in unused)}")
     if "answer" in present and "checker" not in present and "answer" not in method.needs:
@@ -493,6 +525,15 @@ class Completions(NamedTuple):
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
 
+def _columns_of(folder: Path, source: str) -> list[tuple[str, str]]:
+    """The columns that a run named, as far as another file has them too."""
+    if not (folder / "run.json").is_file() or is_task(source):
+        return []
+    named = read_record(folder / "run.json")[1].fields
+    there = columns(source) if named else ()
+    return [(field, name) for field, name in named if name in there]
+
+
 def predict(folder: Path, source: str) -> Completions:
     """The final model's answers to new prompts.
 
@@ -508,7 +549,8 @@ def predict(folder: Path, source: str) -> Completions:
         why = one_line(error, 120)
         raise CheckpointError(f"{place / 'selfdistill.json'} is damaged or foreign ({why}); run it again") from error
     check_format(place / "selfdistill.json", card.get("format"))
-    data, model = load_prompts(source), of_model(*causal(str(place))).eval()
+    data = load_prompts(source, columns=_columns_of(folder, source))
+    model = of_model(*causal(str(place))).eval()
     most = card.get("max_tokens", TOKENS)
     check_answers(model.reader, data, most)
     sampling, every = Sampling(0.0, max_tokens=most), range(len(data.rows))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.step import Passes
+from ..data.examples import tell_prompts
 from ..data.prompt_files import columns, is_file_of_prompts, may_hold_prompts
 from ..data.prompts import Prompts, load_prompts, load_seeds
 from ..data.reasoning import is_task
@@ -251,7 +252,7 @@ class LanguageDesign(ComparisonDesign):
         request = self.request
         return load_seeds(
             request.data, self.settings.seeds, labels=request.labels, audit=request.validation, test=request.test,
-            checker=request.checker, groups=request.groups, time=request.time,
+            checker=request.checker, groups=request.groups, time=request.time, columns=request.fields,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -308,12 +309,12 @@ class LanguageDesign(ComparisonDesign):
 
 def holds_prompts(request: Request) -> bool:
     """Whether the data are prompts: a task of reasoning-gym or a file of prompts; or a table or saved data set whose
-    columns say so, or that a recipe for prompts is to learn.
+    columns say so or are named as fields of prompts, or that a recipe for prompts is to learn.
 
     Args:
         request: The request; one that names a target or a column of texts means a table.
     """
-    if request.target is not None or request.text is not None:
+    if any(column is not None for column in (request.target, request.text, request.annotators)):
         return False
     if is_task(request.data) or is_file_of_prompts(request.data):
         return True
@@ -322,10 +323,19 @@ def holds_prompts(request: Request) -> bool:
     if request.method is not None and not is_auto(request.method):
         name = expression_name(request.method)
         return name in recipes.RECIPES and name not in network_recipes()
-    return bool({"prompt", "messages"} & set(columns(request.data)))
+    return bool(request.fields) or tell_prompts(columns(request.data))
 
 
-_PROMPT_OPTIONS = ("keep", "checker", "skip_long", "lora", "max_tokens", "checkpointing")
+#: The options that have a meaning for prompts alone, by the fields of a request.
+_PROMPT_OPTIONS = {
+    "keep": "--keep",
+    "checker": "--checker",
+    "fields": "--columns",
+    "skip_long": "--skip-long",
+    "lora": "--lora",
+    "max_tokens": "--max-tokens",
+    "checkpointing": "--checkpointing",
+}
 
 
 #: The vitals of language models, in words.
@@ -397,9 +407,9 @@ class LanguageTaskType(TaskType):
                 f"{name}() learns prompts and {request.data} holds none; give a .jsonl file with a prompt a line, or "
                 "reasoning-gym:TASK"
             )
-        for option in _PROMPT_OPTIONS:
-            if not prompts and getattr(request, option):
-                raise DataError(f"--{option.replace('_', '-')} has a meaning for prompts alone; leave it out")
+        for name, option in _PROMPT_OPTIONS.items():
+            if not prompts and getattr(request, name):
+                raise DataError(f"{option} has a meaning for prompts alone; leave it out")
         return prompts
 
     def updates(self, record: Mapping[str, Any]) -> bool:

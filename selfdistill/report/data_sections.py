@@ -120,7 +120,8 @@ def retraining(record: Mapping[str, Any], file: Path) -> str:
     """The command of a run with the labels that a file decides, into a new folder."""
     request, command = record["request"], record["command"]
     if len(command) < 2 or command[1] not in ("run", "update"):  # another program made the run
-        target = ["--target", request["target"]] if request.get("target") else []
+        named = {f"--{name}": request.get(name) for name in ("target", "annotators")}
+        target = [word for option, column in named.items() if column for word in (option, column)]
         command = ["selfdistill", "run", request["data"], *target]
     kept, rest = list[str](), list(command[1:])
     while rest:
@@ -194,6 +195,30 @@ def _noise(errors: Mapping[str, Any]) -> list[str]:
         lines += [(one["true"], one["given"], f"{rate:.1f} %", ends, f"{one['rows']:,}")] if one["rows"] else []
     caption = "Estimated: the share of the rows of a true class that have another class as their label."
     head = ("true class", "given as", "share", "95 % interval", "rows")
+    return [table(head, lines), paragraph(caption, "soft")] if lines else []
+
+
+def annotators(result: Mapping[str, Any]) -> list[str]:
+    """The annotators, the best one first: how often each is right, and what it says in place of what."""
+    panel = (result.get("label_errors") or {}).get("annotators", [])
+    lines = []
+    for one in sorted(panel, key=lambda one: int(one["rank"])):
+        rate, low, high = (100 * one["agreement"][name] for name in ("rate", "low", "high"))
+        pairs = [f"{pair['given']} for {pair['true']} ({100 * pair['rate']:.0f} %)" for pair in one["pairs"][:3]]
+        ends, most = f"{low:.1f} to {high:.1f} %", ", ".join(pairs) or "-"
+        lines.append((str(one["rank"]), one["name"], f"{one['rows']:,}", f"{rate:.1f} %", ends, most))
+    head = (
+        "rank",
+        "annotator",
+        "rows",
+        "labels that are right",
+        "95 % interval",
+        "says most often in place of another",
+    )
+    caption = (
+        "Estimated from all annotators and the model together. The label that was learnt is the consensus of the "
+        "annotators, and the given label elsewhere on this page; run.json has the noise matrix of each one."
+    )
     return [table(head, lines), paragraph(caption, "soft")] if lines else []
 
 

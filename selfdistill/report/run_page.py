@@ -72,6 +72,7 @@ def render(folder: Path, task: TaskType) -> str:
     )
     parts += [
         section("Labels that look wrong", *rows.doubtful_labels(result or {}, folder, cards)),
+        section("Annotators", *rows.annotators(result or {})),
         section("Classes", *rows.classes(result or {})),
         section("Worst errors", *rows.worst_errors(result or {}, cards)),
         section("Predictions", _predicted(result), *rows.errors_of_values(result or {})),

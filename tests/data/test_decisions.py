@@ -168,7 +168,7 @@ def test_a_hidden_label_stays_hidden_and_is_decided(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ("--labels 50 --labels 60", ["'60'", "one number and one file"]),
-        ("--labels nothing.csv", ["'nothing.csv'", "file of decisions"]),
+        ("--labels nothing.csv", ["'nothing.csv'", "files of decisions"]),
         ("--labels 0", ["0", "x>=1"]),
         ("--labels d.csv", ["line 2", "'99999'"]),
     ],

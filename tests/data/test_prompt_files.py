@@ -62,7 +62,11 @@ def test_a_saved_data_set_keeps_its_splits(tmp_path):
     assert [loaded.rows[i].prompt for i in loaded.audit.tolist()] == [f"validation {i}" for i in range(3)]
     assert prompt_files.columns(str(tmp_path / "set")) == ("prompt", "messages")
     whole["train"].save_to_disk(tmp_path / "one")
-    assert {row.split for row in read_rows(tmp_path / "one")} == {None}
+    datasets.DatasetDict({"train": whole["train"]}).save_to_disk(tmp_path / "alone")
+    for name in ("one", "alone"):  # a split without others is the whole, of which some test
+        assert {row.split for row in read_rows(tmp_path / name)} == {None}
+    (stream,) = (tmp_path / "one").glob("*.arrow")
+    assert [row.example.prompt for row in read_rows(stream)] == [f"train {i}" for i in range(3)]
     datasets.DatasetDict({"train_sft": whole["train"]}).save_to_disk(tmp_path / "odd")
     with pytest.raises(
         DataError, match="the splits of a data set are train, validation and test, and it has train_sft"

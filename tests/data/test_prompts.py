@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from selfdistill.data import examples as examples_module
 from selfdistill.data import prompts
 from selfdistill.data.dataset import from_tensors
-from selfdistill.data.examples import FIELDS, Example, write_rows
+from selfdistill.data.examples import FIELDS, Example, field_names, tell_prompts, write_rows
 from selfdistill.data.prompts import load_prompts, load_seeds, of_examples
 from selfdistill.errors import DataError
 from tests.data.asking import ask, many
@@ -116,6 +116,27 @@ TALK = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}, {"
             [("conversations", "messages"), ("the last turn of messages", "demonstration")],
         ),
         ({"prompt": "Q", "privileged_context": "P"}, {"privileged_context": "P"}, []),
+        ({"prompt": TALK[1:2], "privileged_context": TALK[1:2]}, {"privileged_context": "Q"}, []),
+        (
+            {"prompt": "Q", "completion": "A", "label": True},
+            {"demonstration": "A"},
+            [("completion with label true", "demonstration")],
+        ),
+        (
+            {"prompt": "Q", "completion": "A", "label": False},
+            {"wrong": "A"},
+            [("completion with label false", "wrong")],
+        ),
+        (
+            {"prompt": "Q", "chosen": TALK[1:], "rejected": [TALK[1], {"role": "assistant", "content": "B"}]},
+            {"demonstration": "A", "wrong": "B"},
+            [("chosen", "demonstration"), ("rejected", "wrong")],
+        ),
+        (
+            {"chosen": TALK[1:], "rejected": [TALK[1], {"role": "assistant", "content": "B"}]},
+            {"demonstration": "A", "wrong": "B"},
+            [("the first turns of chosen", "messages"), ("chosen", "demonstration"), ("rejected", "wrong")],
+        ),
     ],
 )
 def test_fields_of_other_tools_are_read_by_their_meaning(file, row, fields, renamed):
@@ -132,6 +153,64 @@ def test_an_own_field_comes_before_another_tools_and_what_is_not_read_is_named(f
     loaded = load_prompts(file(*many(3), {"messages": talk, "question": "?", "demonstration": "A", "output": "B"}))
     assert (loaded.rows[-1].demonstration, loaded.renamed) == ("A", ())
     assert loaded.extra == ("messages[].name", "output", "question")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(42, "42"), (-3, "-3"), (2.5, "2.5"), (4.0, "4"), (10**30, "1" + "0" * 30), (1e30, "1e+30")]
+)
+def test_an_answer_may_be_a_number(file, value, text):
+    loaded = load_prompts(file(*many(3), ask("a", answer=value, checker="numeric")))
+    assert loaded.rows[-1].answer == text
+
+
+def test_a_text_before_the_conversation_may_have_a_field_of_its_own(file):
+    given = [
+        {"system": "S", "instruction": "Q", "output": "A"},
+        {"system": "S", "messages": TALK},
+        {"system": "", **ask("Q")},
+    ]
+    loaded = load_prompts(file(*many(3), *given))
+    assert [row.messages for row in loaded.rows[3:]] == [(("system", "S"), ("user", "Q"))] * 2 + [(("user", "Q"),)]
+    assert loaded.extra == ("system",)  # of the second row, whose messages begin with one of their own
+
+
+def test_columns_that_are_named_are_read_as_fields(file):
+    rows = [{"q": f"{i}?", "solution": str(i), "answer": "x", "prompt": "old"} for i in range(6)]
+    loaded = load_prompts(file(*rows), columns=field_names("prompt=q, answer=solution"))
+    assert [(row.prompt, row.answer) for row in loaded.rows] == [(f"{i}?", str(i)) for i in range(6)]
+    assert loaded.extra == ("answer", "prompt")
+    assert dict(loaded.renamed) == {"q": "prompt", "solution": "answer"}
+    with pytest.raises(
+        DataError, match=r'no row has the column "solutoin" \(nearest: "solution"\), which is to be the an'
+    ):
+        load_prompts(file(*rows), columns=(("answer", "solutoin"),))
+    with pytest.raises(DataError, match="the rows of a task have no groups, no time and no columns"):
+        load_prompts("reasoning-gym:chain_sum(size=5)", columns=(("answer", "x"),))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ("prompt", "'prompt' is no FIELD=COLUMN; write columns as in prompt=question"),
+        ("promt=a", "'promt' is no field of prompts; nearest: prompt; the fields are prompt, messages, split, demo"),
+        ("prompt=a,prompt=b", "'prompt' is given twice as a field or column"),
+        ("prompt=a,answer=a", "'a' is given twice"),
+    ],
+)
+def test_columns_that_are_none_are_refused(pairs, message):
+    with pytest.raises(DataError, match=message):
+        field_names(pairs)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("prompt id", True), ("conversations id", True), ("instruction input output text", True),
+        ("question answer", True), ("problem ground_truth", True), ("question age", False), ("output input", False),
+    ],
+)  # fmt: skip
+def test_a_table_of_prompts_is_told_by_its_columns(names, told):
+    assert tell_prompts(names.split()) is told
 
 
 def test_an_instruction_is_followed_by_its_input(file):
@@ -352,11 +431,21 @@ GOOD = many(3)
         ('{"prompt": "a\\u0000b"}', r"has the character NUL in it; remove it"),
         ('{"prompt": "a\x00b"}', r"not JSON \(Invalid control character at"),
         ({"text": "a", "id": 3}, r'no prompt \(it has "text", "id"\); add the field "prompt"'),
-        (ask("a", completion=[{"role": "user", "content": "b"}]), r'the field "demonstration" is a list and not text'),
+        (
+            ask("a", completion=[{"role": "user", "content": "b"}]),
+            r'the field "demonstration" ends with a turn of the user; give',
+        ),
         (ask("a", demonstration={"role": "assistant"}), r'the field "demonstration" is an object and not text'),
         ({"messages": "[{'role': 'user'}]"}, r'the field "messages" is a text that is not JSON; write a list'),
         ('{"prompt": "\\ud800"}', r"half a character, '\\ud800'; remove it"),
-        (ask("a", answer=42), r'the field "answer" is a number and not text; write "42"'),
+        ('{"prompt": "a", "answer": NaN}', r'the field "answer" is nan, which is no number; write it'),
+        (ask("a", answer=True), r'the field "answer" is true or false and not text; write it as text'),
+        (ask("a", demonstration=42), r'the field "demonstration" is a number and not text; write "42"'),
+        (
+            ask("a", chosen=[{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]),
+            r"\"demonstration\" "
+            r"has 2 messages that do not repeat the prompt; give the last alone",
+        ),
         (ask("a", wrong=["b"]), r'the field "wrong" is a list and not text'),
         (ask("a", demonstration=" "), r"empty completion: the demonstration has no text; write it, or leave the field"),
         (ask("a", answer=""), r'the field "answer" has no text'),

@@ -255,9 +255,9 @@ def test_before_a_training_the_file_is_read_twice_whatever_the_seeds(
     """By the door, for the first seed, and for what every seed must have."""
     read, reads = examples_module.read_rows, list[Path]()
 
-    def counting(path: Path, *columns: str | None) -> Any:
+    def counting(path: Path, names: Any) -> Any:
         reads.append(path)
-        return read(path, *columns)
+        return read(path, names)
 
     def first(*given: Any) -> None:
         raise RecipeError("the first training")

@@ -27,6 +27,10 @@ STRICT = (
 )
 
 
+def rows(count: int = 10, **more: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"{i}+1?", **more} for i in range(count)]
+
+
 def reader(longest: int | None = 80, template: str | None = TEMPLATE) -> Reader:
     return Reader(tokenizer(template=template), longest)
 
@@ -133,27 +137,59 @@ def prepared(folder: Path, model: str, rows: list[dict[str, Any]], **more: Any) 
     return run_module.prepare(Request(data=str(path), model=model, max_tokens=4, **more))
 
 
-def rows(count: int = 10, **more: Any) -> list[dict[str, Any]]:
-    return [{"prompt": f"{i}+1?", **more} for i in range(count)]
-
-
 def test_the_fields_that_are_read_and_those_that_are_not_are_told(tmp_path: Path, model: str) -> None:
-    note = prepared(tmp_path, model, rows(completion="ab", wrong="c", id=3)).note.splitlines()
+    note = prepared(tmp_path, model, rows(completion="ab", wrong="c", id=3), method="sdft()").note.splitlines()
     assert note == [
         "p.jsonl: 10 prompts, demonstration (10), wrong (10); read completion as demonstration",
-        "method: sdft(), as 10 of 10 prompts have a demonstration or privileged context, and 0 a checker",
         "fields not used by sdft(): wrong, id",
     ]
-    note = prepared(tmp_path, model, rows(answer="1")).note.splitlines()
+    note = prepared(tmp_path, model, rows(completion="ab")).note.splitlines()
+    assert note[1:] == [
+        "method: sdft(), as 10 of 10 prompts have a demonstration or privileged context, and 0 a checker"
+    ]
+    note = prepared(tmp_path, model, rows(answer=1), method="ssd()").note.splitlines()
     assert note[-1].startswith("answers are not compared, as no row has a checker; add the field checker, or --checker")
     assert "fields not used by ssd(): answer" in note
-    ready = prepared(tmp_path, model, rows(answer="1"), checker="exact")
+    ready = prepared(tmp_path, model, rows(answer=1), checker="exact")
     assert (ready.expression, len(ready.data.has("checker"))) == ("sdpo()", 10)
-    some = prepared(tmp_path, model, [*rows(9, demonstration="a"), {"prompt": "last"}])
-    assert "method: ssd(), as 9 of 10 prompts have a demonstration" in some.note
     assert (
         prepared(tmp_path, model, rows(feedback="no", answer="1"), method="ssd()", control=False).note.count("\n") == 2
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            rows(demonstration="a", wrong="c", id=3),
+            "the fields wrong, id are not used by sdft\\(\\), which the others sug",
+        ),
+        (rows(answer="1"), "the field answer is not used by ssd.* or compare the answers by --checker exact$"),
+        (rows(solution="1"), "the field solution is not used .* as in --method 'ssd\\(\\)', or name columns"),
+        ([*rows(9, demonstration="a"), {"prompt": "last"}], "the field demonstration is not used by ssd"),
+        (
+            [{"prompt": [{"role": "user", "content": f"{i}?", "tool_calls": []}]} for i in range(9)],
+            r"prompt\[\].tool_calls",
+        ),
+    ],
+)
+def test_no_recipe_is_chosen_by_itself_while_fields_are_left_aside(
+    tmp_path: Path, model: str, given: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(DataError, match=f"^p.jsonl: .*{message}"):
+        prepared(tmp_path, model, given)
+    prepared(tmp_path, model, given, method="ssd()")
+
+
+def test_columns_of_another_name_make_prompts(tmp_path: Path, model: str) -> None:
+    given = [{"q": f"{i}+1?", "a": "ab"} for i in range(10)]
+    ready = prepared(tmp_path, model, given, fields=(("demonstration", "a"), ("prompt", "q")))
+    assert ready.expression == "sdft()"
+    assert ready.note.splitlines()[0].endswith("read a as demonstration, q as prompt")
+    (tmp_path / "t.csv").write_text("q,a\n" + "".join(f"{i}+1?,ab\n" for i in range(10)))
+    request = Request(data=str(tmp_path / "t.csv"), model=model, fields=(("demonstration", "a"), ("prompt", "q")))
+    assert Request.from_json(json.loads(json.dumps(request.to_json()))) == request
+    assert TASK_TYPES.of_request(request).name == "language"
 
 
 def test_a_privileged_context_teaches_and_is_no_demonstration(tmp_path: Path, model: str) -> None:
