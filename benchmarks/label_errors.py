@@ -9,9 +9,9 @@
 ``glyphs``: the letters A to J of 120 fonts, 32 x 32, drawn anew for each seed; 26 % of the labels are flipped at
 random, or to the letter most alike (the nearest mean image), and at random 0, 10 and 40 %. Both sides train the same
 network (``--model``) for ``--steps`` in 5 folds: cleanlab takes `plain()` and its probabilities for the rows left out,
-this package `elr()` and what ``--folds 5`` takes. The ranking of each is cut at the largest recall of all wrong labels
-at which precision is at least .95; beside it is what each one flags. Then both drop what they flag, and the same plain
-network learns the rest and is scored on 500 clean glyphs of other fonts.
+this package ``--method`` and what ``--folds 5`` takes. Predictions are kept beside ``--out``. The ranking of each is cut
+at the largest recall of all wrong labels at which precision is at least .95; beside it is what each one flags. Then
+both drop what they flag, and the same plain network learns the rest and is scored on 500 clean glyphs of other fonts.
 
 ``tables`` and ``texts``: 20 % of the labels flipped, the same probabilities out of fold (gradient boosting; logistic
 regression on TF-IDF of words) for both rankings: AUC of the wrong labels. A text file has the columns text and rating;
@@ -157,8 +157,8 @@ def cross_predictions(data: Data, arm: str, options: dict[str, Any], place: Path
     with np.load(place) as stored:
         if str(stored["asked"]) != asked:
             raise DataError(f"{place} was made with other settings; remove it, or give another --out")
-        memory = stored["memory"] if stored["memory"].size else None
-        return Predictions(stored["held"], memory, float(stored["seconds"]))
+        kept = stored["memory"] if stored["memory"].size else None
+        return Predictions(stored["held"], kept, float(stored["seconds"]))
 
 
 def normalised(p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -84,8 +84,8 @@ class Examination(NamedTuple):
     classes: tuple[str, ...]  # empty for values
     names: RowNames
     source: str  # of the predictions of rows that taught: memory, generations, folds or learner
-    memory: NDArray[np.float64] | None = None  # (rows, classes), beside the predictions of folds
     votes: AnnotatorLabels | None = None  # of the same rows
+    memory: NDArray[np.float64] | None = None  # (rows, classes), beside the predictions of folds
 
     @property
     def left_out(self) -> NDArray[np.bool_]:
@@ -230,7 +230,7 @@ def examination(data: Data, ids: Tensor, predictions: Tensor, source: str, memor
     rows, votes = ids.numpy(), data.votes and data.votes.of_rows(ids)
     labels, names = data.y[ids].numpy(), data.row_names
     kept = None if memory is None else memory.double().cpu().numpy()
-    return Examination(rows, splits[rows], labels, outputs.numpy(), data.classes, names, source, kept, votes)
+    return Examination(rows, splits[rows], labels, outputs.numpy(), data.classes, names, source, votes, kept)
 
 
 # scores ---------------------------------------------------------------------------------------------------------------
