@@ -9,9 +9,9 @@
 ``glyphs``: the letters A to J of 120 fonts, 32 x 32, drawn anew for each seed; 26 % of the labels are flipped at
 random, or to the letter most alike (the nearest mean image), and at random 0, 10 and 40 %. Both sides train the same
 network (``--model``) for ``--steps`` in 5 folds: cleanlab takes `plain()` and its probabilities for the rows left out,
-this package ``--method`` and what ``--folds 5`` takes. Predictions are kept beside ``--out``. The ranking of each is cut
-at the largest recall of all wrong labels at which precision is at least .95; beside it is what each one flags. Then
-both drop what they flag, and the same plain network learns the rest and is scored on 500 clean glyphs of other fonts.
+this package ``--method`` and what ``--folds 5`` takes. Predictions are kept beside ``--out``. Rankings are cut at the
+largest recall of all wrong labels at which precision is at least .95; beside it is what each side flags. Then both drop
+what they flag, and the same plain network learns the rest and is scored on 500 clean glyphs of other fonts.
 
 ``tables`` and ``texts``: 20 % of the labels flipped, the same probabilities out of fold (gradient boosting; logistic
 regression on TF-IDF of words) for both rankings: AUC of the wrong labels. A text file has the columns text and rating;

@@ -852,9 +852,7 @@ def prepare(request: Request) -> NetworkRun:
     if request.init and reader:
         raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
     quick = request.effort == QUICK and not request.tasks
-    usual_method = (
-        "auto()" if not quick else "elr(weight=1.0)" if data.task == "classify" else "mean_teacher(weight=1.0)"
-    )
+    usual_method = "auto()" if not quick else "elr()" if data.task == "classify" else "mean_teacher(weight=1.0)"
     expression = request.method or ("der_pp()" if request.tasks else usual_method)
     chooses = is_auto(expression)
     method = plain() if chooses else _read(expression)

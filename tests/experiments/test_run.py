@@ -460,7 +460,7 @@ def test_refit_trains_the_final_model_on_every_labelled_row(method: str, tmp_pat
 def test_a_quick_effort_is_one_short_training_without_a_baseline(tmp_path: Path) -> None:
     request = Request(flower_table(tmp_path / "t.csv"), target="outcome", model="mlp(width=8)", effort="quick")
     result = Run.create(request, tmp_path / "run").execute()
-    assert (result["method"], result["steps"]) == ("elr(weight=1.0)", network_run.QUICK_STEPS)
+    assert (result["method"], result["steps"]) == ("elr()", network_run.QUICK_STEPS)
     assert "plain" not in result
     ready = prepare(replace(request, method="plain()", steps=7))
     assert (ready.expression, ready.settings["steps"]) == ("plain()", 7)
