@@ -223,3 +223,19 @@ class RunDecay:
     def __call__(self, clock: TrainingClock) -> float:
         steps = clock.length if clock.length > 1 else self.steps  # a loop that does not say how long it is
         return max(self.least, 1.0 - (1.0 - self.decay) * self.steps / steps)
+
+
+@dataclass(frozen=True)
+class Every:
+    """``at`` in every ``steps``-th step, and ``between`` in the others.
+
+    >>> [Every(3, 0.0, 1.0)(TrainingClock(step=step)) for step in range(6)]
+    [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    """
+
+    steps: int
+    at: float
+    between: float
+
+    def __call__(self, clock: TrainingClock) -> float:
+        return self.between if (clock.step + 1) % self.steps else self.at

@@ -339,7 +339,8 @@ class Elements(NamedTuple):
     """The elements of a term on one batch, before their loss: what a `Reduction` counts.
 
     ``valid`` (rows, ...) says which have a target (None: all), ``trust`` (rows, ...) how far each is trusted, 0 where
-    it is not valid (None: fully). ``number`` of them are valid, and ``kept`` is the sum of their trust, both scalars.
+    it is not valid (None: fully). ``number`` of them are valid, and ``kept`` is the sum of their trust, both scalars;
+    ``exist`` of them are no padding, with a target or without (None: all).
     """
 
     shape: torch.Size
@@ -347,6 +348,7 @@ class Elements(NamedTuple):
     trust: Tensor | None
     number: Tensor
     kept: Tensor
+    exist: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -391,7 +393,7 @@ class PerView(Reduction):
     """The mean over all elements of the view, so that terms with targets for different rows add up to one mean."""
 
     def count(self, elements: Elements) -> Tensor:
-        return elements.number.new_full((), float(elements.shape.numel()))
+        return elements.number.new_full((), float(elements.shape.numel())) if elements.exist is None else elements.exist
 
 
 class TermTrace(NamedTuple):
@@ -503,7 +505,8 @@ class Term(BaseTerm):
         for view in self.teacher.reads(self):
             valid = valid & aligned_rows(batch[view], mask)
         trust = (trust & valid).float()
-        return self.reduction.count(Elements(mask.shape, valid, trust, valid.sum().float(), trust.sum()))
+        exist = mask.sum().float()
+        return self.reduction.count(Elements(mask.shape, valid, trust, valid.sum().float(), trust.sum(), exist))
 
     def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
         if not forward.rows(self.view):
@@ -518,7 +521,10 @@ class Term(BaseTerm):
             trust = self.gate.weigh(state_of(self.gate), student.detach(), target, forward, self)
             trust = trust if valid is None else trust.masked_fill(~valid, 0.0)
             kept = trust.sum().detach()
-        elements = Elements(shape, valid, trust, number, kept)
+        own = forward.batch.get(self.view)
+        mask = None if own is None else own.extra.get("mask")
+        exist = None if mask is None else mask.sum(dtype=student.dtype)
+        elements = Elements(shape, valid, trust, number, kept, exist)
         share = self.reduction.weights(elements)
         weight = trust if share is None else share if trust is None else share * trust
         total, loss = self.loss.total(student, target, weight)

@@ -59,6 +59,53 @@ class HighEntropy(TokenGate):
 
 
 @dataclass(frozen=True)
+class TeacherEntropy(TokenGate):
+    """The tokens alone at which the teacher's entropy, in nats, is above ``least``: where several would do.
+
+    Source: entropy-aware on-policy distillation, arXiv 2603.07079, 2026; 0.8 there.
+    """
+
+    least: float = 0.8
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        mask = all_valid(student, target)
+        return (mask & (entropies(target.value, mask=mask) > self.least)).float()
+
+
+@dataclass(frozen=True)
+class TeacherConfidence(TokenGate):
+    """exp(-beta H) over its mean in the batch, H the teacher's entropy in nats: what it is sure of counts for more.
+
+    So its trust may exceed 1. Source: SRPO, arXiv 2604.02288, 2026, section 3.2.
+    """
+
+    beta: float = 1.0
+    mixes: ClassVar[bool] = True
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        mask = all_valid(student, target)
+        weight = torch.exp(-self.beta * entropies(target.value, mask=mask)).masked_fill(~mask, 0.0)
+        return weight * mask.sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class ByWriter(TokenGate):
+    """The completions that the tutor wrote, who reads more than the prompt, or those of the student; of both only what
+    is trusted.
+
+    The view's ``extra`` tells them apart: ``tutored`` and ``trusted``, (rows,); without them all are the student's.
+    """
+
+    tutor: bool = True
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        mask, extra = all_valid(student, target), forward.batch[term.view].extra
+        tutored = extra.get("tutored", torch.zeros(len(mask), dtype=torch.bool, device=mask.device))
+        trusted = extra.get("trusted", torch.ones_like(tutored))
+        return (mask & (trusted & (tutored == self.tutor))[:, None]).float()
+
+
+@dataclass(frozen=True)
 class ImportanceWeight(TokenGate):
     """p(y) / p_drawn(y), at most ``cap``, where another engine or a mixture drew the tokens; else 1.
 

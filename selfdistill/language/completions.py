@@ -16,12 +16,13 @@ from .. import rng
 from ..core import distributed
 from ..core.memory import FrozenCopy
 from ..core.objective import Method, Objective
-from ..core.parts import BaseTerm
+from ..core.parts import BaseTerm, Teacher
 from ..core.step import Passes, TrainingClock
 from ..data.prompts import Prompts, need
 from ..errors import RecipeError
 from ..models.causal_lm import Causal, ModelView, check_length
-from .contexts import Context, NoContext, Rollout, completed, paired, rendered
+from ..teachers import External, Frozen
+from .contexts import Context, Demonstration, NoContext, Rollout, completed, paired, rendered
 from .sampling import (
     Engine,
     MixingTeacher,
@@ -35,6 +36,11 @@ from .sampling import (
 )
 
 CONTEXT, AGAINST = "context", "against"  # the views of completions after a context, and after what is turned away from
+
+
+def named_teacher(name: str | None) -> tuple[Teacher, Context]:
+    """A model of this name, or the pre-trained weights with a demonstration before them; and what they read."""
+    return (Frozen(CONTEXT), Demonstration()) if name is None else (External(CONTEXT, name), NoContext())
 
 
 def read_views(term: BaseTerm) -> tuple[str, ...]:
@@ -117,6 +123,16 @@ class Demonstrations(CompletionSource):
 
     def rollouts(self, writer: Writer, ids: Sequence[int], clock: TrainingClock) -> list[Rollout]:
         return [writer.demonstration(i) for i in ids]
+
+
+@dataclass(frozen=True)
+class Attempts(CompletionSource):
+    """The answers of a log, which the field ``wrong`` has: what a user replied to."""
+
+    needs: ClassVar[tuple[str, ...]] = ("wrong",)
+
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: TrainingClock) -> list[Rollout]:
+        return [writer.given(i, writer.data.rows[i].wrong or "", "an attempt") for i in ids]
 
 
 @dataclass(frozen=True)
@@ -320,7 +336,8 @@ class Writer:
         plain = rendered(self.tokenizer, row.messages)
         if context is None or isinstance(context, NoContext):
             return plain
-        return paired(self.tokenizer, context, row, [Rollout(example, tuple(plain), ())], 0) or plain
+        before, template = [Rollout(example, tuple(plain), ())], self.model.teacher_template
+        return paired(self.tokenizer, context, row, before, 0, template) or plain
 
     def demonstration(self, example: int) -> Rollout:
         """The demonstration as a completion, ended as the model ends its own.
@@ -328,10 +345,22 @@ class Writer:
         Raises:
             DataError: it does not fit into the model's context.
         """
-        row = self.data.rows[example]
-        text = row.demonstration or ""
-        rollout = Rollout(example, tuple(self.prompt(example)), tuple(completed(self.tokenizer, text)), text, 1.0)
-        place = f"a demonstration (line {row.line} of {self.data.name})"
+        return self.given(example, self.data.rows[example].demonstration or "", "a demonstration", 1.0)
+
+    def given(self, example: int, text: str, what: str, reward: float | None = None) -> Rollout:
+        """A text of the data as a completion of an example, ended as the model ends its own.
+
+        Args:
+            example: id of the row.
+            text: the completion.
+            what: its name in messages.
+            reward: of the completion, where it is known.
+
+        Raises:
+            DataError: it does not fit into the model's context.
+        """
+        rollout = Rollout(example, tuple(self.prompt(example)), tuple(completed(self.tokenizer, text)), text, reward)
+        place = f"{what} (line {self.data.rows[example].line} of {self.data.name})"
         check_length(rollout.prompt, self.model, len(rollout.ids), place)
         return rollout
 
@@ -408,7 +437,10 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         for example, members in groups.items():
             siblings = [rollouts[m] for m in members]
             for own, row in enumerate(members):
-                prompt = paired(writer.tokenizer, context, writer.data.rows[example], siblings, own)
+                if rollouts[row].tutored or not rollouts[row].trusted:
+                    continue
+                row_of_data, template = writer.data.rows[example], writer.model.teacher_template
+                prompt = paired(writer.tokenizer, context, row_of_data, siblings, own, template)
                 if prompt is None:
                     continue
                 if writer.model.fits(len(prompt) + len(rollouts[row].ids)):

@@ -26,7 +26,8 @@ class Rollout:
     """One completion: of which example, prompt and completion as ids, and what a checker said of it.
 
     ``log_probs`` are those of the sampler, where it was not the student alone as it learns: another engine, or a
-    mixture with the teacher.
+    mixture with the teacher. ``tutored``: written by who reads a context, and learnt without it; ``trusted``: to be
+    learnt from at all. ``thinking``: its prompt ends with the tag that begins a thought.
     """
 
     example: int
@@ -36,6 +37,14 @@ class Rollout:
     reward: float | None = None
     feedback: str | None = None
     log_probs: tuple[float, ...] | None = None
+    tutored: bool = False
+    trusted: bool = True
+    thinking: bool = False
+
+    @property
+    def answer(self) -> str:
+        """The text without its thoughts; a thought that was cut off ends with the text."""
+        return without_thoughts(self.text, self.thinking)
 
 
 Context = Callable[[Example, Sequence[Rollout], int], Sequence[Message] | None]
@@ -44,7 +53,29 @@ Context = Callable[[Example, Sequence[Rollout], int], Sequence[Message] | None]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-_THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+_OPENING = "<think>"
+_THOUGHT = re.compile(r"<think>.*?(?:</think>\s*|$)", re.DOTALL)
+
+
+#: Words of one who has read more than the question.
+LEAK = re.compile(
+    r"\b(as (shown |given |stated |mentioned )?in the (reference|example|solution|demonstration|document|passage)"
+    r"|following the example|the (reference|given|provided) (solution|answer|response|document|passage)"
+    r"|(according to|based on) the (example|reference|hint|solution|document|passage|text))", re.I,
+)  # fmt: skip
+
+
+def without_thoughts(text: str, thinking: bool = False) -> str:
+    """A text without what was thought in it; a thought that was cut off ends with the text.
+
+    Args:
+        text: The text.
+        thinking: Whether the tag that begins a thought stands before the text.
+
+    >>> without_thoughts("<think>1 + 1</think> 2"), without_thoughts("1 + 1</think> 2", True)
+    ('2', '2')
+    """
+    return _THOUGHT.sub("", f"{_OPENING}{text}" if thinking else text).rpartition("</think>")[2].strip()
 
 
 def asked(example: Example, text: str) -> list[Message]:
@@ -100,6 +131,11 @@ def reference() -> Demonstration:
     )
 
 
+def document() -> Demonstration:
+    """A document that the question is about: the privileged context, or the demonstration."""
+    return Demonstration("Document:\n{demonstration}\n\nQuestion: {prompt}")
+
+
 def rewriting() -> Demonstration:
     """A reference answer as a guide for one's own. Source: SDFT 2024 (arXiv 2402.13669)."""
     return Demonstration(
@@ -153,12 +189,13 @@ class Instruction:
 class SiblingAttempts:
     """A sibling's correct solution, and feedback on the own attempt where there is none; neither: nothing.
 
-    The own attempt is not shown, nor what was thought in it. ``both`` adds the feedback beside a solution too.
-    Source: SDPO (arXiv 2601.20802).
+    The own attempt is not shown, nor what was thought in it. ``both`` adds the feedback beside a solution too;
+    ``failed`` has nothing to say of attempts that are right. Source: SDPO (arXiv 2601.20802).
     """
 
     threshold: float = 1.0
     both: bool = False
+    failed: bool = False
     solution: str = "\n\nCorrect solution:\n\n{solution}"
     feedback: str = "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
     closing: str = "\n\nCorrectly solve the original question."
@@ -167,12 +204,83 @@ class SiblingAttempts:
 
     def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
         mine = rollouts[own]
-        solved = [r for i, r in enumerate(rollouts) if i != own and (r.reward or 0.0) >= self.threshold]
-        text = filled(self.solution, solution=_THOUGHT.sub("", solved[0].text).strip()) if solved else ""
+        if self.failed and (mine.reward or 0.0) >= self.threshold:
+            return None
+        solved = [r.answer for i, r in enumerate(rollouts) if i != own and (r.reward or 0.0) >= self.threshold]
+        solution = next(filter(None, solved), None)
+        text = filled(self.solution, solution=solution) if solution else ""
         said = mine.feedback or example.feedback
         if said and (mine.reward or 0.0) < self.threshold and (self.both or not text):
             text += filled(self.feedback, feedback=said)
         return asked(example, example.prompt + text + self.closing) if text else None
+
+
+@dataclass(frozen=True)
+class Preface:
+    """An instruction before the last turn, within it: what is to be done without being told."""
+
+    text: str
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        return asked(example, f"{self.text}\n\n{example.prompt}")
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """What the user said of the answer, read before it is given again. Source: arXiv 2603.12273."""
+
+    template: str = (
+        "{prompt}\n\nTo an earlier answer the user replied:\n{feedback}\n\nAnswer the request itself, better than that "
+        "answer did."
+    )
+    needs: ClassVar[tuple[str, ...]] = ("feedback",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        said = rollouts[own].feedback or example.feedback
+        return None if said is None else asked(example, filled(self.template, prompt=example.prompt, feedback=said))
+
+
+@dataclass(frozen=True)
+class Revision:
+    """The own attempt and what its reward asks for: to say it again, or to correct it. Source: arXiv 2604.12002.
+
+    Args:
+        right: the user's turn after an attempt of at least ``threshold``.
+        wrong: the user's turn after any other.
+        threshold: the reward of a right attempt.
+    """
+
+    right: str = "That is right. Say it again in other words."
+    wrong: str = "That is wrong. Correct it."
+    threshold: float = 1.0
+    needs: ClassVar[tuple[str, ...]] = ("checker",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        mine = rollouts[own]
+        if not mine.text.strip():
+            return None
+        asks = self.right if (mine.reward or 0.0) >= self.threshold else self.wrong
+        return [*example.messages, ("assistant", mine.text), ("user", asks)]
+
+
+@dataclass(frozen=True)
+class ShortContext:
+    """The privileged context in the place of what the question follows: the part of a long text that answers it.
+
+    It stands for all turns before the last one, or for the whole prompt where that is one turn.
+    Source: OPSDL (arXiv 2604.17535).
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("privileged_context",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        short = example.privileged_context
+        if short is None:
+            return None
+        if len(example.messages) == 1:
+            return [("user", short)]
+        return [(example.messages[0][0], short), example.messages[-1]]
 
 
 @dataclass(frozen=True)
@@ -189,23 +297,25 @@ class WrongSolution:
         return self.like(wrong, rollouts, own)
 
 
-def rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids of messages by the tokenizer's own chat template, with the turn of the assistant begun; a tokenizer
-    without one gets the contents, a line each.
+def rendered(tokenizer: Any, messages: Sequence[Message], template: str | None = None) -> list[int]:
+    """Token ids of messages by the tokenizer's own chat template or another, with the turn of the assistant begun; a
+    tokenizer without one gets the contents, a line each.
 
     Raises:
         DataError: the template refuses the messages.
     """
-    if getattr(tokenizer, "chat_template", None):
-        text = _by_template(tokenizer, messages, begin=True)
+    if template or getattr(tokenizer, "chat_template", None):
+        text = _by_template(tokenizer, messages, True, template)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer("\n".join(content for _, content in messages) + "\n")["input_ids"])
 
 
-def _by_template(tokenizer: Any, messages: Sequence[Message], begin: bool) -> str:
+def _by_template(tokenizer: Any, messages: Sequence[Message], begin: bool, template: str | None = None) -> str:
     turns = [{"role": role, "content": content} for role, content in messages]
     try:
-        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=begin, tokenize=False)
+        text: str = tokenizer.apply_chat_template(
+            turns, chat_template=template, add_generation_prompt=begin, tokenize=False
+        )
     except Exception as error:  # a template is code of its own: jinja2's errors and any other
         roles = [role for role, _ in messages]
         if "system" in roles or "developer" in roles:
@@ -220,30 +330,67 @@ def _by_template(tokenizer: Any, messages: Sequence[Message], begin: bool) -> st
     return text
 
 
+def begins_thought(tokenizer: Any, prompt: Sequence[int]) -> bool:
+    """Whether a prompt ends with the tag that begins a thought, as the chat templates of some models end it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: Token ids of the prompt.
+    """
+    return bool(re.search(rf"{_OPENING}\s*$", tokenizer.decode(list(prompt[-16:]), skip_special_tokens=False)))
+
+
+def spoken(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of a completion, without special tokens but for the tags of a thought.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        ids: Token ids of the completion.
+    """
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    tags = special & set(tokenizer.convert_tokens_to_ids([_OPENING, "</think>"]))
+    kept = [i for i in ids if i in tags or i not in special] if tags else list(ids)
+    return str(tokenizer.decode(kept, skip_special_tokens=not tags))
+
+
 def turn_end(tokenizer: Any) -> int | None:
     """The token with which the chat template ends a turn of the assistant; without one the tokenizer's end of text."""
-    token = _turn_end(tokenizer, getattr(tokenizer, "chat_template", None))
-    return tokenizer.eos_token_id if token is None else token
+    ids, _ = _turn_tail(tokenizer, _template_text(tokenizer))
+    return ids[-1] if ids else tokenizer.eos_token_id
+
+
+def _template_text(tokenizer: Any) -> str | None:
+    """The template as a text that a cache can hold."""
+    template = getattr(tokenizer, "chat_template", None)
+    return repr(sorted(template.items())) if isinstance(template, dict) else template
 
 
 @lru_cache(maxsize=8)
-def _turn_end(tokenizer: Any, template: str | None) -> int | None:
+def _turn_tail(tokenizer: Any, template: str | None) -> tuple[tuple[int, ...], str]:
+    """The tokens with which the chat template ends a turn, up to the first special one (none: it has no such token),
+    and the text that follows an answer.
+    """
     answer = "0answer0"
     if not template:
-        return None
+        return (), ""
     try:
         text = _by_template(tokenizer, [("user", "0"), ("assistant", answer)], begin=False)
     except DataError:
-        return None
-    after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
+        return (), ""
+    tail = text.rpartition(answer)[2]
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return after[0] if after and after[0] in special else None
+    end = next((place for place, token in enumerate(ids) if token in special), None)
+    if end is None or tokenizer.decode(ids[:end]).strip():  # a text before it: the token belongs to what follows
+        return (), tail
+    return tuple(ids[: end + 1]), tail
 
 
 def completed(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a given text as a completion, ended as the chat template ends a turn."""
-    end = turn_end(tokenizer)
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
+    ids, _ = _turn_tail(tokenizer, _template_text(tokenizer))
+    end = tokenizer.eos_token_id
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *(ids or ([] if end is None else [end]))]
 
 
 def template_notes(tokenizer: Any) -> list[str]:
@@ -251,11 +398,19 @@ def template_notes(tokenizer: Any) -> list[str]:
     if not getattr(tokenizer, "chat_template", None):
         return ["the model has no chat template: a prompt is the contents of its turns, a line each"]
     notes, end, eos = list[str](), turn_end(tokenizer), tokenizer.eos_token_id
+    ids, tail = _turn_tail(tokenizer, _template_text(tokenizer))
     if end is not None and end != eos:
         name, other = (repr(tokenizer.decode([token])) for token in (end, eos if eos is not None else end))
         tells = f"and the tokenizer calls {other} the end" if eos is not None else "and the tokenizer names no end"
         notes.append(
             f"the chat template ends a turn with {name} {tells}; demonstrations end, and answers stop, at {name}"
+        )
+    elif not ids:
+        closing = f"{one_line(tail.strip(), 40)!r}, which is no token" if tail.strip() else "no token"
+        stop = "nothing" if eos is None else repr(tokenizer.decode([eos]))
+        notes.append(
+            f"the chat template ends a turn with {closing} that could end an answer; demonstrations end, and answers "
+            f"stop, at {stop}"
         )
     turns = [("user", "0")]
     if _by_template(tokenizer, turns, begin=True) == _by_template(tokenizer, turns, begin=False):
@@ -263,14 +418,14 @@ def template_notes(tokenizer: Any) -> list[str]:
     return notes
 
 
-def suffix(tokenizer: Any) -> list[int]:
+def suffix(tokenizer: Any, template: str | None = None) -> list[int]:
     """What the template writes between the last turn and the completion: how two prompts with other questions end."""
-    return list(_suffix(tokenizer, getattr(tokenizer, "chat_template", None)))
+    return list(_suffix(tokenizer, _template_text(tokenizer), template))
 
 
 @lru_cache(maxsize=8)
-def _suffix(tokenizer: Any, template: str | None) -> list[int]:
-    a, b = (rendered(tokenizer, [("user", text)]) for text in ("0 x", "y 1"))
+def _suffix(tokenizer: Any, own: str | None, template: str | None) -> list[int]:
+    a, b = (rendered(tokenizer, [("user", text)], template) for text in ("0 x", "y 1"))
     length = 0
     while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
         length += 1
@@ -278,13 +433,27 @@ def _suffix(tokenizer: Any, template: str | None) -> list[int]:
 
 
 def paired(
-    tokenizer: Any, context: Context, example: Example, rollouts: Sequence[Rollout], own: int
+    tokenizer: Any,
+    context: Context,
+    example: Example,
+    rollouts: Sequence[Rollout],
+    own: int,
+    template: str | None = None,
 ) -> list[int] | None:
     """The teacher's prompt for a rollout as ids, checked against the student's; None where the context has none.
 
+    Args:
+        tokenizer: The model's tokenizer.
+        context: What the teacher reads more.
+        example: The row.
+        rollouts: Those of its prompt.
+        own: The number of the one that is judged.
+        template: The teacher's chat template, where it is not the tokenizer's own.
+
     Raises:
         DataError: the context is broken: it raises, or returns something that is no conversation.
-        VitalsError: the two prompts do not end alike, so that the completion would not continue the teacher's.
+        VitalsError: the two prompts do not end alike, so that the completion would not continue the teacher's; of two
+            templates each ends in its own way.
     """
     name, where = getattr(context, "__name__", type(context).__name__), place(example)
     try:
@@ -297,12 +466,17 @@ def paired(
         raise DataError(f"context {name} fails on {where} ({why}); it takes (example, rollouts, own) and returns "
                         "messages (role, content), or None") from error  # fmt: skip
     try:
-        prompt = rendered(tokenizer, messages)
+        prompt = rendered(tokenizer, messages, template)
     except DataError as error:
         raise DataError(f"context {name}, {where}: {error}") from error
     said = list(rollouts[own].ids)
+    mine, theirs = [*rollouts[own].prompt, *said], [*prompt, *said]
     try:
-        check_prompts([[*rollouts[own].prompt, *said]], [[*prompt, *said]], [said], suffix=suffix(tokenizer))
+        if template is None:
+            check_prompts([mine], [theirs], [said], suffix=suffix(tokenizer))
+        else:
+            check_prompts([mine], [mine], [said], suffix=suffix(tokenizer))
+            check_prompts([theirs], [theirs], [said], suffix=suffix(tokenizer, template))
     except VitalsError as error:
         raise VitalsError(error.vital, f"context {name}, {where}: {error}") from None
     return prompt

@@ -21,7 +21,7 @@ from ..models.causal_lm import Causal, completion_rows, completions, packed
 from ..teachers import CurrentStudent, External
 from ..training.state import Evaluation
 from .completions import CONTEXT, Writer, views
-from .contexts import Context, NoContext, Rollout, completed, paired, rendered
+from .contexts import LEAK, Context, NoContext, Rollout, completed, paired, rendered
 from .prompt_check import possible_rollouts
 from .sampling import Engine, RewardCheckers, Sampling, WritingProgress, by_transformers, roll
 
@@ -31,13 +31,6 @@ DOUBT = re.compile(r"\b(wait|hmm+|maybe|perhaps|actually|let me (re)?check|not s
 
 #: Tokens of style rather than of content, which carry much of the KL (OPSD, arXiv 2601.18734).
 STYLE = re.compile(r"^\W*(wait|think|okay|so|well|now|let|me|first|hmm|maybe|alright|sure|the|following)?\W*$", re.I)
-
-
-#: A student that speaks of what only its teacher read.
-LEAK = re.compile(
-    r"\b(as (shown |given |stated )?in the (reference|example|solution|demonstration)|following the example"
-    r"|the (reference|given) (solution|answer|response)|(according to|based on) the (example|reference|hint))", re.I,
-)  # fmt: skip
 
 
 LOOKED_AT = 32  # prompts
@@ -237,14 +230,14 @@ def check_teachers(writer: Writer, warn: Callable[[str], None]) -> None:
 
 def _adds(writer: Writer, context: Context) -> bool:
     """Is there a row for which it makes another prompt than the student's?"""
-    if isinstance(context, NoContext):
-        return False
     reader = writer.model.reader
+    if isinstance(context, NoContext) and reader.teacher_template is None:
+        return False
     for i in writer.data.labelled.tolist():
         row = writer.data.rows[i]
         plain = rendered(writer.tokenizer, row.messages)
         made = [
-            paired(writer.tokenizer, context, row, rollouts, 0)
+            paired(writer.tokenizer, context, row, rollouts, 0, reader.teacher_template)
             for rollouts in possible_rollouts(reader, writer.method, writer.data, i, plain)
         ]
         if any(prompt is not None and prompt != plain for prompt in made):

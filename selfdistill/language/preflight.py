@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..losses.chunked.divergences import TokenDivergence
 from . import evaluation
 from .completions import Writer
-from .contexts import NoContext, Rollout
+from .contexts import LEAK, NoContext, Rollout
 from .run import LanguageRun, spread
 
 LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
@@ -79,7 +79,7 @@ def _side(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     return {
         "accuracy": math.fsum(known) / len(known) if known else None,
         "length": sum(len(r.ids) for r in rollouts) / count,
-        "leakage": sum(bool(evaluation.LEAK.search(r.text)) for r in rollouts) / count,
+        "leakage": sum(bool(LEAK.search(r.text)) for r in rollouts) / count,
     }
 
 

@@ -15,20 +15,23 @@ from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import TopK
 from ..methods.cards import argument_lines, describe
-from ..teachers import CurrentStudent, Ema, External, Frozen, Generation, Labels
+from ..teachers import CurrentStudent, Ema, Frozen, Generation, Labels
 from ..teachers.weights import GeometricMixture
 from ..terms.tokens import PerSequence, PolicyGradient, PreferenceTerm, TeacherReturns
 from . import contexts
-from .completions import CONTEXT, Demonstrations, Language, MixedPolicy, OncePerGeneration, OnPolicy, TeacherMixed
+from .completions import (
+    CONTEXT,
+    Demonstrations,
+    Language,
+    MixedPolicy,
+    OncePerGeneration,
+    OnPolicy,
+    TeacherMixed,
+    named_teacher,
+)
 from .contexts import NoContext, Rollout, difference
+from .methods_2026 import eopd, gates, hindsight, lsm, opsdc, opsdl, sd_zero, srpo
 from .sampling import Sampling
-
-
-def _named(teacher: str | None) -> tuple[Teacher, contexts.Context]:
-    """A model of this name, or the pre-trained weights with a demonstration before them; and what they read."""
-    if teacher is None:
-        return Frozen(CONTEXT), contexts.Demonstration()
-    return External(CONTEXT, teacher), contexts.NoContext()
 
 
 def _likelihood() -> Term:
@@ -294,7 +297,7 @@ def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_t
     >>> gkd().source.share
     0.5
     """
-    judge, context = _named(teacher)
+    judge, context = named_teacher(teacher)
     source = MixedPolicy(1, share, Sampling(max_tokens=max_tokens))
     term = Term(judge, TokenDivergence(JensenShannon(beta)), gate=ImportanceWeight())
     return Language({"distil": term}, source=source, context=context, advice=(("lr", 1e-5),))
@@ -324,7 +327,7 @@ def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: Size = 5
     >>> minillm("smollm2").terms["distil"].loss.divergence
     ReverseKL(temperature=1.0, clip=None)
     """
-    judge, context = _named(teacher)
+    judge, context = named_teacher(teacher)
     sampling = Sampling(max_tokens=max_tokens)
     terms: dict[str, BaseTerm] = {
         "distil": Term(judge, TokenDivergence(ReverseKL()), gate=ImportanceWeight()),
@@ -465,7 +468,8 @@ def grpo(samples: Count = 8, clip: float = 0.2, max_tokens: Size = 512) -> Langu
 
 
 RECIPES = {f.__name__: checked(f) for f in (
-    context_distillation, gkd, grpo, minillm, opcd, opsd, rest, rft, sdft, sdft_2024, sdpo, sft, spin, ssd, star,
+    context_distillation, eopd, gates, gkd, grpo, hindsight, lsm, minillm, opcd, opsd, opsdc, opsdl, rest, rft, sd_zero,
+    sdft, sdft_2024, sdpo, sft, spin, srpo, ssd, star,
 )}  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from ..core.parts import (
     Teacher,
     Term,
     TermResult,
+    aligned_rows,
 )
 from ..core.step import Batch, Forward
 from ..errors import SpaceError
@@ -99,13 +100,16 @@ class PolicyGradient(BaseTerm):
     """-min(r A, clip(r, 1 - e, 1 + e) A) of each token, r = p / p_drawn, A how much better the completion is than
     others of its prompt: (reward - mean) / (std + 1e-4), or reward - mean unless ``scaled``.
 
-    On the first step of a batch r is 1 and the gradient -A grad log p. Source: GRPO (Shao et al. 2024).
+    On the first step of a batch r is 1 and the gradient -A grad log p. Completions that have a row in the view
+    ``unless`` are left to another term, and still count in the mean. Source: GRPO (Shao et al. 2024); routing:
+    SRPO, arXiv 2604.02288.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("checker",)
     group: ClassVar[int] = 2
     clip: float = 0.2
     scaled: bool = True
+    unless: str | None = None
     view: str = "x"
     head: str = "logits"
     weight: float | Schedule = 1.0
@@ -128,7 +132,14 @@ class PolicyGradient(BaseTerm):
         elements = self._elements(mask)
         share = self.reduction.weights(elements)
         loss = gain if share is None else share * gain
-        return TermResult(Tally(-loss[mask].sum(), self.reduction.count(elements)), elements.number, elements.number)
+        kept = mask & ~self._left_out(forward.batch, mask)
+        return TermResult(Tally(-loss[kept].sum(), self.reduction.count(elements)), kept.sum().float(), elements.number)
+
+    def _left_out(self, batch: Batch, mask: Tensor) -> Tensor:
+        """The tokens of completions that another term learns from, (rows, 1)."""
+        if self.unless is None or self.unless not in batch:
+            return torch.zeros_like(mask[:, :1])
+        return aligned_rows(batch[self.unless], mask)
 
 
 @dataclass(frozen=True)
@@ -136,13 +147,15 @@ class TeacherReturns(Term):
     """-w_t R_t log p(y_t) of each token: the teacher as a reward, R_t the mean of log q(y) - log p(y) over the tokens
     after t (or, with ``immediate``, that of the token itself, whose gradient is that of KL(p || q) in expectation).
 
-    ``w`` is what the gate trusts. Source: MiniLLM (Gu et al., ICLR 2024), equations 3 to 6.
+    ``w`` is what the gate trusts; with ``clip`` c each log q(y) - log p(y) is kept within -c and c. Source: MiniLLM
+    (Gu et al., ICLR 2024), equations 3 to 6.
     """
 
     teacher: Teacher = Frozen("context")
     loss: None = None  # type: ignore[assignment]
     gate: Gate = ImportanceWeight()
     immediate: bool = False
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         """There is no loss to be checked."""
@@ -155,6 +168,8 @@ class TeacherReturns(Term):
         now = token_log_probs(student, forward, self.view, valid)
         with torch.no_grad():
             reward = (token_log_probs(target.value, forward, self.view, valid) - now) * valid
+            if self.clip is not None:
+                reward = reward.clamp(-self.clip, self.clip)
         if not self.immediate:
             rest, count = (x.flip(1).cumsum(1).flip(1) - x for x in (reward, valid.float()))
             reward = rest / count.clamp(min=1)

@@ -324,9 +324,38 @@ def train_tiny(
     Raises:
         DataError: transformers is missing.
     """
-    tokens, model = tokenizer(), untrained(seed, hidden)
     chance = random.Random(rng.seed(seed, "toy rows"))
     rows = [_Course(toys, example, solution).row(chance) for _ in range(steps * batch)]
+    return _trained(rows, seed, batch, lr, hidden)
+
+
+def train_on(
+    texts: Sequence[str], seed: int = 0, *, batch: int = 32, lr: float = 5e-3, hidden: int = 64
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A model that has learnt the last answer of each of these conversations, once, and its tokenizer.
+
+    Args:
+        texts: conversations as `TEMPLATE` writes them, such as ``<u>2 + 2<a>4<e>``.
+        seed: of the weights.
+        batch: conversations a step.
+        lr: the highest learning rate.
+        hidden: width of the model.
+
+    Raises:
+        DataError: transformers is missing.
+
+    >>> model, tokens = train_on(["<u>ping<a>pong<e>"] * 320, batch=8)
+    >>> answers(model, tokens, [Example((("user", "ping"),))], temperature=0.0)
+    ['pong']
+    """
+    return _trained([_Row(text, False) for text in texts], seed, batch, lr, hidden)
+
+
+def _trained(
+    rows: Sequence[_Row], seed: int, batch: int, lr: float, hidden: int
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    tokens, model = tokenizer(), untrained(seed, hidden)
+    steps = -(-len(rows) // batch)
     inputs, targets = _encoded(rows, tokens, rng.seed(seed, "toy digits"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -346,10 +375,10 @@ def train_tiny(
 
 
 def _encoded(rows: Sequence[_Row], tokens: PreTrainedTokenizerFast, seed: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, (rows, tokens) each; targets are -100 everywhere but at the answer."""
+    """Inputs and targets, (rows, tokens) each; targets are -100 everywhere but at the last answer."""
     inputs = tokens([row.text for row in rows], padding=True, padding_side="right", return_tensors="pt")["input_ids"]
-    answer = (inputs == tokens.convert_tokens_to_ids("<a>")).cumsum(1).bool() & (inputs != tokens.pad_token_id)
-    answer &= inputs != tokens.convert_tokens_to_ids("<a>")
+    begun = inputs == tokens.convert_tokens_to_ids("<a>")
+    answer = (begun.cumsum(1) == begun.sum(1, keepdim=True)) & ~begun & (inputs != tokens.pad_token_id)
     targets = torch.where(answer, inputs, -100)
     replaced = torch.tensor([row.led_astray for row in rows])[:, None] & answer & (inputs != tokens.eos_token_id)
     generator = torch.Generator().manual_seed(seed)

@@ -133,7 +133,9 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, losses: list[float]) ->
 
 def record(method: Language, patch: pytest.MonkeyPatch, steps: int = 2) -> Recorded:
     """Train a recipe and record what was drawn, the rows of each step, the losses and the final weights."""
-    run = Recorded(student(), prompts(20, checker="tests.language.replay:reward"))
+    more: dict[str, Any] = {"feedback": "No: dcba."} if "feedback" in method.needs else {}
+    more |= {"privileged_context": "ab?"} if "privileged_context" in method.needs else {}
+    run = Recorded(student(), prompts(20, checker="tests.language.replay:reward", **more))
     roll, rollouts, callbacks = sampling.roll, LanguageTask._rollouts, LanguageTask.callbacks
 
     def rolling(model: Any, asked: Any, *rest: Any) -> Any:

@@ -40,6 +40,16 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("rft", {**SHORT, "samples": 3}),
     ("spin", {**SHORT, "generations": 2, "lam": 0.5}),
     ("grpo", {**SHORT, "samples": 3}),
+    ("opsdc", {**SHORT, "every": 1}),
+    ("opsdc", {**SHORT, "instruction": "Brief!"}),
+    ("eopd", {**SHORT, "k": 5, "entropy": 3.3, "weight": 0.7}),
+    ("lsm", {**SHORT, "k": 5, "top_p": 0.8}),
+    ("srpo", {**SHORT, "samples": 3, "k": 5, "rate": 0.3, "beta": 2.0}),
+    ("gates", {"max_tokens": 1, "samples": 4, "agree": 2, "on": 0.5, "clip": 1.0}),
+    ("gates", {"max_tokens": 1, "samples": 4, "agree": 2, "on": 0.0}),
+    ("hindsight", {"skip": 1}),
+    ("opsdl", SHORT),
+    ("sd_zero", {**SHORT, "k": 5}),
 ]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from selfdistill.language import trainer
 from selfdistill.language.completions import Language
+from selfdistill.language.methods_2026 import eopd, lsm, opsdl
 from selfdistill.language.recipes import grpo, opsd, sdft, sdpo, sft, spin
 from selfdistill.language.trainer import LanguageTask
 from selfdistill.training.settings import Settings
@@ -17,7 +18,7 @@ from selfdistill.training.task import FunctionCallback
 from selfdistill.training.trainer import Trainer
 from tests.language.tiny import distil, prompts, student
 
-DATA = prompts(30, checker="tests.language.test_recipes:lenient")
+DATA = prompts(30, checker="tests.language.test_recipes:lenient", privileged_context="ab?")
 
 
 def learnt(method: Language, room: int, monkeypatch: pytest.MonkeyPatch, lora: int = 4) -> tuple[Tensor, int]:
@@ -33,9 +34,11 @@ def learnt(method: Language, room: int, monkeypatch: pytest.MonkeyPatch, lora: i
     return torch.cat([p.detach().flatten() for p in task.writer.model.learning().values()]), pieces[0]
 
 
-@pytest.mark.parametrize("recipe", [sft, sdft, opsd, sdpo, spin, grpo], ids=lambda recipe: recipe.__name__)
+@pytest.mark.parametrize(
+    "recipe", [sft, sdft, opsd, sdpo, spin, grpo, eopd, lsm, opsdl], ids=lambda recipe: recipe.__name__
+)
 def test_a_step_in_pieces_is_a_step(recipe: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = recipe() if recipe is sft else recipe(max_tokens=4)
+    method = recipe() if recipe is sft else recipe(max_tokens=4, **({"k": 5} if recipe in (eopd, lsm) else {}))
     whole, one = learnt(method, 10**6, monkeypatch)
     pieces, many = learnt(method, 20, monkeypatch)
     assert one == 1

@@ -14,16 +14,17 @@ import torch
 from selfdistill.core.parts import Term, value_at
 from selfdistill.core.step import TrainingClock
 from selfdistill.errors import DataError, RecipeError
-from selfdistill.gates.tokens import AfterTokens, HighEntropy, ImportanceWeight, Product
+from selfdistill.gates.tokens import AfterTokens, HighEntropy, ImportanceWeight, Product, TeacherConfidence
 from selfdistill.language import recipes
 from selfdistill.language.completions import Language
 from selfdistill.language.contexts import Demonstration, Hint, Instruction, NoContext, SiblingAttempts
 from selfdistill.language.recipes import RECIPES
 from selfdistill.language.trainer import fit
 from selfdistill.losses.chunked.divergences import TokenDivergence
+from selfdistill.losses.chunked.sweep import Truncated
 from selfdistill.models.causal_lm import Causal
 from selfdistill.teachers import Ema
-from selfdistill.terms.tokens import PerSequence, PolicyGradient, PreferenceTerm
+from selfdistill.terms.tokens import PerSequence, PolicyGradient, PreferenceTerm, TeacherReturns
 from tests.language.tiny import prompts, student
 
 # what the papers say, as plain values: teacher, divergence, support, skip, means; source, temperature, top p, top k,
@@ -54,7 +55,7 @@ PAPERS: dict[str, dict[str, Any]] = {
              "source": "OncePerGeneration",
                              "context": "Demonstration", "writes_with": "Demonstration"},
     "gkd": {"teacher": "Frozen", "divergence": "JensenShannon", "beta": 0.5, "source": "MixedPolicy", "share": 0.5},
-    "minillm": {"teacher": "Frozen", "divergence": "ReverseKL", "source": "TeacherMixed", "share": 0.2, "returns": 1.0,
+    "minillm": {"teacher": "Frozen", "divergence": "ReverseKL", "source": "TeacherMixed", "share": 0.2, "weight": 1.0,
                 "temperature": 1.0, "top_p": 1.0, "top_k": 0, "per": "token", "support": None},
     "star": {"label": "TokenCrossEntropy", "source": "OncePerGeneration",
              "threshold": 1.0, "rescue": "Hint", "restart": True,
@@ -70,6 +71,27 @@ PAPERS: dict[str, dict[str, Any]] = {
              "lr": 5e-7, "epochs": 2, "needs": ("demonstration",)},
     "grpo": {"advantage": "PolicyGradient", "ratio": 0.2, "scaled": True, "source": "OnPolicy", "samples": 8,
              "needs": ("checker",)},
+    "opsdc": {"teacher": "Ema", "refreshed": 50, "divergence": "ReverseKL", "support": None, "skip": 0,
+              "mean_over": "sequence", "source": "OnPolicy", "samples": 1, "temperature": 1.0, "top_p": 1.0,
+              "context": "Preface", "lr": 1e-6, "batch_size": 32, "clip": 1.0, "needs": ()},
+    "eopd": {"returns": "TeacherReturns", "immediate": True, "cover": "Term", "above": 0.8, "covered": (16, "teacher"),
+             "source": "OnPolicy", "samples": 1, "temperature": 1.0, "lr": 3e-6, "batch_size": 128},
+    "lsm": {"teacher": "Frozen", "divergence": "ReverseKL", "support": (32, "teacher"), "alone": True,
+            "source": "OnPolicy", "samples": 1, "top_p": 0.9, "lr": 2e-6},
+    "srpo": {"teacher": "Ema", "rate": 0.01, "divergence": "JensenShannon", "beta": 0.5, "support": (100, "student"),
+             "certain": 1.0, "ratio": 0.2, "scaled": True, "routed": "context", "source": "OnPolicy", "samples": 8,
+             "context": "SiblingAttempts", "lr": 5e-6, "batch_size": 32, "needs": ("checker",)},
+    "gates": {"label": "TokenCrossEntropy", "source": "Consensus", "samples": 8, "agree": 4, "immediate": True,
+              "writes_with": "Demonstration", "context": "Demonstration", "weight": 0.1, "batch_size": 32, "epochs": 1,
+              "needs": ("demonstration",)},
+    "hindsight": {"returns": "TeacherReturns", "immediate": True, "after": 2, "source": "Attempts",
+                  "context": "Hindsight", "lr": 2e-6, "clip": 10.0, "epochs": 2, "batch_size": 32,
+                  "needs": ("feedback", "wrong")},
+    "opsdl": {"returns": "TeacherReturns", "immediate": True, "source": "OnPolicy", "samples": 1,
+              "context": "ShortContext", "needs": ("privileged_context",)},
+    "sd_zero": {"teacher": "Frozen", "divergence": "ReverseKL", "support": (64, "teacher"), "alone": False,
+                "source": "OnPolicy", "samples": 1, "context": "Revision", "lr": 5e-6, "batch_size": 128,
+                "needs": ("checker",)},
 }  # fmt: skip
 
 
@@ -91,6 +113,14 @@ def plain(method: Language) -> dict[str, Any]:
               "writes_with": named(getattr(source, "context", None))}  # fmt: skip
     if drawing:
         found |= {part: getattr(drawing, part) for part in ("temperature", "top_p", "top_k", "max_tokens")}
+    found["agree"] = getattr(source, "agree", None)
+    if cover := method.terms.get("cover"):
+        assert isinstance(cover, Term)
+        assert isinstance(cover.loss, TokenDivergence)
+        support = cover.loss.support
+        assert isinstance(support, Truncated)
+        assert not support.renormalised
+        found |= {"above": getattr(cover.gate, "least", None), "covered": (support.k, support.of)}
     if term := method.terms.get("distil"):
         assert isinstance(term, Term)
         assert isinstance(term.loss, TokenDivergence)
@@ -106,8 +136,10 @@ def plain(method: Language) -> dict[str, Any]:
             "mean_over": "sequence" if term.reduction == PerSequence() else "token",
             "per": next(g.per for g in gates if isinstance(g, ImportanceWeight)),
             "support": loss.support and (loss.support.k, loss.support.of),
+            "alone": isinstance(loss.support, Truncated),
+            "refreshed": getattr(getattr(teacher, "decay", None), "steps", None),
+            "certain": next((g.beta for g in gates if isinstance(g, TeacherConfidence)), None),
             "quantile": HighEntropy in map(type, gates),
-            "returns": method.terms["returns"].weight if "returns" in method.terms else 0.0,
             "labels": "label" in method.terms,
             "contrast": "against" in teacher.reads(term),
         }
@@ -115,7 +147,9 @@ def plain(method: Language) -> dict[str, Any]:
         if isinstance(term, PreferenceTerm):
             found |= {"lam": term.lam, "opponent": named(term.teacher)}
         if isinstance(term, PolicyGradient):
-            found |= {"ratio": term.clip, "scaled": term.scaled}
+            found |= {"ratio": term.clip, "scaled": term.scaled, "routed": term.unless}
+        if isinstance(term, TeacherReturns):
+            found |= {"immediate": term.immediate, "after": getattr(term.gate, "first", 0), "weight": term.weight}
         if term.teacher is not None and term.teacher.labels:
             found |= {"label": named(term.loss)}
     return found
@@ -223,15 +257,19 @@ def lenient(completion: str, answer: str) -> float:
 
 
 SMALL: dict[str, dict[str, Any]] = {"sdpo": {"samples": 2, "k": 5}, "grpo": {"samples": 2}, "rest": {"samples": 2},
-                                    "rft": {"samples": 2}}  # fmt: skip
-CASES = [(name, 0) for name in PAPERS] + [(name, 4) for name in ("sdft", "sdpo", "opsd", "spin", "star")]
+                                    "rft": {"samples": 2}, "srpo": {"samples": 2, "k": 5}, "lsm": {"k": 5},
+                                    "gates": {"samples": 2, "agree": 1}}  # fmt: skip
+CASES = [(name, 0) for name in PAPERS] + [
+    (name, 4) for name in ("sdft", "sdpo", "opsd", "opsdc", "opsdl", "spin", "star")
+]
 
 
 @pytest.mark.parametrize(("name", "lora"), CASES)
 def test_every_recipe_trains(name: str, lora: int) -> None:
-    options = SMALL.get(name, {}) | ({} if name == "sft" else {"max_tokens": 5})
+    options = SMALL.get(name, {}) | ({} if name in ("sft", "hindsight") else {"max_tokens": 5})
     method = MAKE[name](**options)
-    data = prompts(30, checker="tests.language.test_recipes:lenient")
+    more: dict[str, Any] = {"feedback": "No."} if name == "hindsight" else {}
+    data = prompts(30, checker="tests.language.test_recipes:lenient", privileged_context="ab", **more)
     build: Callable[[], Any] = lambda: student(lora)
     begun = build().learning()
     method = replace(method, generations=min(2, method.generations))

@@ -74,6 +74,22 @@ class ForwardKL(Divergence):
 
 
 @dataclass(frozen=True)
+class PartialKL(Divergence):
+    """sum_v q_v (log q_v - log p_v) over a part of the vocabulary, teacher first, without what the rest would add.
+
+    It pulls the probabilities of these ids up to the teacher's, and may be negative. Over the whole vocabulary it is
+    KL(q || p). Source: the forward part of entropy-aware on-policy distillation, arXiv 2603.07079, 2026.
+    """
+
+    @property
+    def signed(self) -> bool:
+        return True
+
+    def entries(self, lp: Tensor, p: Tensor, q: Tensor, u: Tensor) -> Entries:
+        return u.mul_(q), q.neg()
+
+
+@dataclass(frozen=True)
 class ReverseKL(Divergence):
     """KL(p || q) = sum_v p_v (log p_v - log q_v), student first; ``clip`` as in `ForwardKL`.
 

@@ -27,13 +27,14 @@ from .definitions import (
     ForwardKL,
     JensenShannon,
     LogProbability,
+    PartialKL,
     ReverseKL,
     SampledReverseKL,
     SkewKL,
     TotalVariation,
     Weights,
 )
-from .sweep import TokenComparison, TopK
+from .sweep import TokenComparison, TopK, Truncated
 
 __all__ = [
     "K2",
@@ -44,6 +45,7 @@ __all__ = [
     "JensenShannon",
     "LogProbability",
     "Logits",
+    "PartialKL",
     "Projection",
     "ReverseKL",
     "SampledReverseKL",
@@ -53,6 +55,7 @@ __all__ = [
     "TokenDivergence",
     "TopK",
     "TotalVariation",
+    "Truncated",
     "divergence",
     "entropies",
     "estimates",

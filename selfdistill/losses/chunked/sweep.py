@@ -33,6 +33,23 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class Truncated(TopK):
+    """The k most probable ids of a side alone: what lies outside of them is left out.
+
+    Args:
+        renormalised: both sides sum to 1 over these ids, as a divergence needs; otherwise they keep their
+            probabilities, which `PartialKL` compares.
+
+    Source: teacher top-K local support matching, arXiv 2603.25562, 2026, eq. 7 and 8.
+
+    >>> Truncated(32)
+    Truncated(k=32, of='teacher', renormalised=True)
+    """
+
+    renormalised: bool = True
+
+
+@dataclass(frozen=True)
 class TokenComparison:
     """A student, a teacher, and how far apart they are; all checked, tokens in one row."""
 
@@ -83,7 +100,9 @@ class TokenComparison:
 
     def _some(self, lp: Tensor, p: Tensor, t: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
         """The same over some ids and, for distributions, the tail as one bucket."""
-        tail = not self.kind.sampled
+        truncated = isinstance(self.support, Truncated)
+        alone = isinstance(self.support, Truncated) and self.support.renormalised  # the other ids do not move
+        tail = not (self.kind.sampled or truncated)
         if isinstance(self.teacher, SparseLogProbs):
             ids, lq = self.teacher.ids[rows], self.teacher.log_probs[rows].to(lp.dtype).clamp(min=lowest(lp.dtype))
             tail = tail and ids.shape[1] < self.vocabulary
@@ -103,11 +122,13 @@ class TokenComparison:
             lp, lq = (side.masked_fill(again, lowest(lp.dtype)) for side in (lp, lq))
         if tail:
             lp, lq = torch.cat([lp, _log(mass)], 1), torch.cat([lq, rest], 1)
+        if alone:
+            lp, lq = lp.log_softmax(-1), lq.log_softmax(-1)
         inside = lp.exp()
         d, g = self.kind.entries(lp, inside, lq.exp(), lq - lp)
         values, total = d.sum(-1), g.sum(-1, keepdim=True)
         k = ids.shape[1]
-        spread = g[:, k:] / mass.clamp(min=torch.finfo(mass.dtype).tiny) - total if tail else -total
+        spread = g[:, k:] / mass.clamp(min=torch.finfo(mass.dtype).tiny) - total if tail else -total * (not alone)
         return values, outside.mul_(spread).scatter_add_(1, ids, torch.addcmul(g, inside, total, value=-1.0)[:, :k])
 
     def _ids(self, lp: Tensor, lq: Tensor, rows: slice) -> Tensor:

@@ -16,13 +16,14 @@ from selfdistill.losses.chunked.definitions import (
     Divergence,
     ForwardKL,
     JensenShannon,
+    PartialKL,
     ReverseKL,
     SampledReverseKL,
     SkewKL,
     TotalVariation,
 )
 from selfdistill.losses.chunked.divergences import divergence, log_probabilities
-from selfdistill.losses.chunked.sweep import TopK
+from selfdistill.losses.chunked.sweep import TopK, Truncated
 from tests.losses.chunked import naive
 
 TOKENS, OUTPUTS, VOCABULARY = 7, 16, 13
@@ -279,3 +280,32 @@ def test_logits_of_a_whole_vocabulary_are_those_of_the_formula(tokens: int) -> N
     hidden, matrix = torch.randn(tokens, 5), torch.randn(MANY // FEW, 5)
     found = read(Projection(hidden, matrix), slice(0, tokens), torch.empty(tokens, len(matrix)))
     assert torch.allclose(found, torch.einsum("tw,vw->tv", hidden, matrix), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["teacher", "student", "union"])
+@pytest.mark.parametrize("renormalised", [True, False])
+def test_a_truncated_support_leaves_out_the_rest(sides: Sides, side: str, renormalised: bool) -> None:
+    _, ids = support_of(side, sides)
+    kind: Divergence = ReverseKL() if renormalised else PartialKL()
+    rows = []
+    for every_p, every_q, few in zip(sides.p(), sides.q(), ids or [], strict=True):
+        p, q = every_p[few], every_q[few]
+        mine, theirs = p / p.sum(), q / q.sum()
+        rows.append((mine * (mine / theirs).log()).sum() if renormalised else (q * (q / p).log()).sum())
+    wanted = torch.stack(rows)
+    support = Truncated(4, side, renormalised)
+    ours = values(sides, sides.teacher, kind, support=support)
+    found = divergence(
+        sides.student, sides.teacher, kind, support=support, weight=sides.weight, vocabulary=VOCABULARY, chunk=3
+    )
+    agree((ours, found.values, found.total), (wanted, wanted, (sides.weight * wanted).sum()))
+    gradients = torch.autograd.grad((sides.weight * wanted).sum(), sides.leaves, retain_graph=True)
+    agree(torch.autograd.grad(found.total, sides.leaves), gradients)
+    agree(torch.autograd.grad((sides.weight * ours).sum(), sides.leaves), gradients)
+
+
+def test_a_partial_divergence_over_all_tokens_is_the_forward_one_and_may_else_be_negative(sides: Sides) -> None:
+    everything = values(sides, sides.teacher, PartialKL(), support=Truncated(VOCABULARY, renormalised=False))
+    torch.testing.assert_close(everything, values(sides, sides.teacher, ForwardKL()))
+    few = values(sides, sides.teacher, PartialKL(), support=Truncated(2, "student", renormalised=False))
+    assert float(few.detach().min()) < 0
