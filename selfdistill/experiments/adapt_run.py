@@ -53,6 +53,8 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "dtype",
+    "save",
     "columns",
     "groups",
     "time",

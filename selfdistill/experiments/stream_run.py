@@ -322,6 +322,8 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "dtype",
+    "save",
 )
 
 
