@@ -133,7 +133,7 @@ THEMES = {
         "parallel save_seconds save_steps cache memory_dtype memory_top vitals"
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
-    "Language models": "fields keep checker skip_long lora max_tokens checkpointing",
+    "Language models": "fields keep checker skip_long lora max_tokens checkpointing alarms",
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
 }
@@ -294,6 +294,11 @@ DATA_OPTIONS = [
     ),
     click.option(
         "--checkpointing", is_flag=True, help="Prompts: gradient checkpointing; needs less memory and more time."
+    ),
+    click.option(
+        "--alarms",
+        type=click.Choice(["warn", "roll-back", "stop"]),
+        help="Prompts: compare length, entropy, diversity, leakage and confidence of answers before and after.",
     ),
     click.option(
         "--epochs",

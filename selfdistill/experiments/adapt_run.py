@@ -50,6 +50,7 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "alarms",
     "columns",
     "groups",
     "time",

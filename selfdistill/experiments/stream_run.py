@@ -319,6 +319,7 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "alarms",
 )
 
 

@@ -223,7 +223,8 @@ class Request:
     ``checker``, ``fields``, ``skip_long``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models:
     prior tasks that must not be forgotten, the checker of rows that name none, (field, column) of fields that the file
     calls otherwise, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights),
-    tokens of an answer, and memory for time. ``targets`` is a folder that keeps
+    tokens of an answer, and memory for time; so is ``alarms``, what follows where answers go wrong in other ways than
+    their score. ``targets`` is a folder that keeps
     what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
@@ -258,6 +259,7 @@ class Request:
     lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
     checkpointing: bool = False
+    alarms: str | None = None
     model: str | None = None
     init: str | None = None
     method: str | None = None
