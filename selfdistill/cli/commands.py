@@ -295,6 +295,8 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     console = Console(markup=False, emoji=False)
     data = result["data"]
     title = f"{printable(data['name'])}, test split ({data['rows']['test']} {task.unit}, never trained on)"
+    if cross := result.get("cross_fit"):
+        title = f"{printable(data['name'])}, cross-fitted ({cross['rows']} rows, {cross['folds']} folds)"
     grid = Table(title=Text(title), title_justify="left")
     grid.add_column("", overflow="fold")
     names, rows = table(result, task)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .options import Finite, echo, fields_option, one_line_errors, refuse_two_lengths, trust_option
+from .options import TEMPLATE_OPTIONS, Finite, echo, fields_option, one_line_errors, refuse_two_lengths, trust_option
 
 
 @click.command()
@@ -35,6 +35,8 @@ from .options import Finite, echo, fields_option, one_line_errors, refuse_two_le
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
 @click.option("--checker", metavar="SPEC", help="Checker of the rows that have an answer and name no checker.")
 @fields_option
+@TEMPLATE_OPTIONS[0]
+@TEMPLATE_OPTIONS[1]
 @click.option("--skip-long", is_flag=True, help="Leave out the rows that are longer than the model's context.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--device", metavar="NAME", help="cpu, cuda [default: a CUDA device if there is one].")

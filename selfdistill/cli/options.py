@@ -133,7 +133,10 @@ THEMES = {
         "parallel save_seconds save_steps cache memory_dtype memory_top vitals"
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
-    "Language models": "fields keep checker skip_long lora max_tokens checkpointing alarms",
+    "Language models": (
+        "fields keep checker student_template teacher_template skip_long group_lengths lora max_tokens checkpointing "
+        "alarms"
+    ),
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
 }
@@ -191,6 +194,21 @@ fields_option = click.option(
 )
 
 
+#: Options of the chat template, apart for student and teacher.
+TEMPLATE_OPTIONS = [
+    click.option(
+        "--student-template",
+        metavar="NAME=VALUE,...",
+        help="Prompts: options of the model's chat template, such as enable_thinking=false; saved with the model.",
+    ),
+    click.option(
+        "--teacher-template",
+        metavar="NAME=VALUE,...",
+        help="Prompts: those of what is read with a context, where they differ from the student's.",
+    ),
+]
+
+
 DATA_OPTIONS = [
     click.argument("data", default="digits"),
     click.option("--target", metavar="COL", help="Tables: column to predict; rows where it is empty are unlabelled."),
@@ -217,9 +235,10 @@ DATA_OPTIONS = [
     ),
     click.option(
         "--test",
-        metavar="PATH",
+        metavar="PATH|cross-fit",
         help="Your own test split: a table, images as in DATA, or prompts. A column `split` (train, "
-        "validation, test) does the same.",
+        "validation, test) does the same. cross-fit, for few labels: no test split; every labelled row is scored by a "
+        "model that did not learn it (5 trainings more, or --folds K), and the final model learns from all of them.",
     ),
     click.option("--validation", metavar="PATH", help="Your own validation split, likewise."),
     click.option(
@@ -269,6 +288,7 @@ DATA_OPTIONS = [
         help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
     ),
     fields_option,
+    *TEMPLATE_OPTIONS,
     click.option(
         "--checker",
         metavar="SPEC",
@@ -279,6 +299,11 @@ DATA_OPTIONS = [
         "--skip-long",
         is_flag=True,
         help="Prompts: leave out the rows that are longer than the model's context, and count them.",
+    ),
+    click.option(
+        "--group-lengths",
+        is_flag=True,
+        help="Prompts: put prompts of similar length into a batch, which then has less padding.",
     ),
     click.option(
         "--lora",
@@ -444,8 +469,9 @@ folds_option = click.option(
     "--folds",
     type=click.IntRange(min=2),
     metavar="K",
-    help="Networks: K trainings more, each without one of K parts of all labelled rows, so that every row teaches and "
-    "is examined for label errors by models that left it out.",
+    help="Examine labels by folds. Networks: K trainings more, each without one of K parts of all labelled rows, so "
+    "that every row teaches and is examined by models that left it out. Tables leave rows out anyway: K is the number "
+    "of their folds [default: 5]. With --test cross-fit: its folds.",
 )
 
 

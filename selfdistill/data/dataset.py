@@ -77,6 +77,8 @@ class Data:
     decision_note: str = ""  # what a file of decisions changed
     clean: Tensor = torch.zeros(0, dtype=torch.int64)  # sample ids whose labels are trusted, none of the audit
     before_noise: Tensor | None = None  # (n,) the labels before some were made wrong on purpose
+    test_note: str = ""  # that the test split has few rows
+    guessed: Tensor = torch.zeros(0, dtype=torch.int64)  # sample ids whose labels a model gave
     votes: panel.AnnotatorLabels | None = None  # the labels of several annotators; y is their consensus
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -133,8 +135,7 @@ class Data:
         if self.skip_note:
             lines.append(f"{self.name}: {self.skip_note}")
         lines += notices(self.name, self.copies.describe())
-        if self.decision_note:
-            lines.append(self.decision_note)
+        lines += filter(None, (self.decision_note, self.test_note))
         if len(self.clean) and not bool(torch.isin(self.clean, self.labelled).any()):
             lines.append(f"{self.name}: {len(self.clean)} validation rows have the clean labels, and judge no more")
         if self.kind == "image" and self.augment == "weak" and not self.flips and (sign := one_sided(self.classes)):
@@ -459,7 +460,7 @@ def _assemble(
         bare=raw.bare,
         groups=groups,
     )
-    parts, note, _ = decide(parts, column, raw.row_names, decisions, raw_csv)
+    parts, note, guessed = decide(parts, column, raw.row_names, decisions, raw_csv)
     copies = splits.report_copies(column, groups, parts, raw.names)
     if raw.gradients is not None and not raw.bare:
         copies = splits.report_near_copies(copies, raw.gradients, raw.names, parts)
@@ -469,30 +470,39 @@ def _assemble(
         x = tables.transform(preprocessor, raw.features, raw.name)
     assert x is not None, "a source has inputs or features"
     return Data(
-        name=raw.name,
-        kind=raw.kind,
-        task=raw.task,
+        **_taken_over(raw),
         x=x,
-        classes=raw.classes,
-        flips=raw.flips,
-        augment=raw.augment,
         preprocessor=preprocessor,
-        white=raw.white,
-        names=raw.names,
-        columns=raw.columns,
-        title=raw.title,
-        digests=raw.digests,
-        skip_note=raw.skip_note,
         center=center,
         scale=scale,
         groups=None if groups is None else groups.groups,
-        tasks=raw.tasks,
         copies=copies,
-        counts=raw.counts,
         decision_note=note,
+        guessed=guessed,
+        test_note=splits.notice_of_test(raw.name, raw.test if test is None else test, parts.test),
         votes=raw.votes and raw.votes.decided(raw.y, parts.y),
         **parts._asdict(),
     )
+
+
+def _taken_over(raw: RawData) -> dict[str, Any]:
+    """What data take over from their source as it is."""
+    return {
+        "name": raw.name,
+        "kind": raw.kind,
+        "task": raw.task,
+        "classes": raw.classes,
+        "flips": raw.flips,
+        "augment": raw.augment,
+        "white": raw.white,
+        "names": raw.names,
+        "columns": raw.columns,
+        "title": raw.title,
+        "digests": raw.digests,
+        "skip_note": raw.skip_note,
+        "tasks": raw.tasks,
+        "counts": raw.counts,
+    }
 
 
 def _standard(raw: RawData, parts: splits.Splits) -> tuple[float, float]:

@@ -52,6 +52,7 @@ class Frame:
     row_names: RowNames = RowNames()
     decision_note: str = ""  # what a file of decisions changed
     by_model: tuple[int, ...] = ()  # ids of the rows whose labels a model gave
+    test_note: str = ""  # that the test split has few rows
     votes: AnnotatorLabels | None = None  # the labels of several annotators; y is their consensus
 
     @property
@@ -90,7 +91,7 @@ class Frame:
     def note(self) -> str:
         """The report on the columns, and a notice about copies, to print before training."""
         lines = [column_types.report(self.title, self.columns), *notices(self.name, self.copies.describe())]
-        return "\n".join([*lines, *([self.decision_note] if self.decision_note else [])])
+        return "\n".join([*lines, *filter(None, (self.decision_note, self.test_note))])
 
     def describe(self) -> dict[str, Any]:
         """The description of the data for a run's record."""
@@ -156,8 +157,9 @@ def load(
     request: SplitRequest = NO_REQUEST,
     decisions: str | None = None,
     raw_csv: bool = False,
+    whole: bool = False,
 ) -> Frame:
-    """A table by name or path for learners; arguments as of `data.load`.
+    """A table by name or path for learners; arguments as of `data.load`. A ``whole`` table keeps no test split.
 
     Raises:
         DataError: the table or what was asked of it cannot be used; the message says why.
@@ -176,7 +178,7 @@ def load(
     held_out = raw.audit if isinstance(raw.audit, Tensor) else None
     parts = splits.make_splits(
         column,
-        test=raw.test,
+        test=_test_part(raw, whole),
         audit=0 if held_out is None else held_out,
         labels=labels,
         label_noise=label_noise,
@@ -184,7 +186,6 @@ def load(
         groups=groups,
     )
     parts, note, by_model = decide(parts, column, raw.row_names, decisions, raw_csv)
-    moments = _moments(raw.time, held_out, len(column.y))
     copies = splits.report_copies(column, groups, parts)
     if held_out is not None:  # the audit leaves them out, and the final model learns from all labels
         parts = parts._replace(labelled=torch.cat([parts.labelled, parts.audit]).sort().values)
@@ -205,12 +206,26 @@ def load(
         copies,
         raw.columns,
         raw.title,
-        moments,
+        _moments(raw.time, held_out, len(column.y)),
         raw.row_names,
         note,
         tuple(by_model.tolist()),
+        splits.notice_of_test(raw.name, raw.test, parts.test),
         votes,
     )
+
+
+def _test_part(raw: sources.RawData, whole: bool) -> splits.Part:
+    """The test split, or none of a whole table.
+
+    Raises:
+        DataError: it is given, and none is to be kept.
+    """
+    if whole and isinstance(raw.test, Tensor):
+        raise DataError(
+            f"{raw.name}: its test rows are given by a file or its column 'split'; leave --test cross-fit out"
+        )
+    return 0 if whole else raw.test
 
 
 def _targets(raw: sources.RawData, parts: splits.Splits) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -22,18 +23,49 @@ from ..views import TOGETHER, USUAL_STEPS, View, Views
 from . import augment
 from .augment import Tokens
 
+#: Steps whose rows are sorted together where rows of similar length share a step.
+GROUPED = 16
+
 
 class Order:
-    """The order of rows: shuffles addressed by seed, generation and epoch."""
+    """The order of rows: shuffles addressed by seed, generation and epoch.
 
-    def __init__(self, rows: int, batch_size: int, seed: int, generation: int) -> None:
-        self.rows, self.seed, self.generation = rows, seed, generation
+    Args:
+        rows: How many there are.
+        batch_size: Rows of a step; steps differ by one row at most.
+        seed: Of the run.
+        generation: Number of the generation.
+        lengths: (rows,) of each row. Rows of similar length then share a step: those of `GROUPED` neighbouring steps
+            are sorted, cut into steps anew, and all steps of the epoch are shuffled.
+
+    >>> order = Order(6, 2, seed=0, generation=0, lengths=torch.tensor([5, 1, 9, 5, 1, 9]))
+    >>> clocks = [TrainingClock(0, 1, 0, 1, step, 3) for step in range(3)]
+    >>> sorted(sorted(order.sample(clock).tolist()) for clock in clocks)
+    [[0, 3], [1, 4], [2, 5]]
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, generation: int, lengths: Tensor | None = None) -> None:
+        self.rows, self.seed, self.generation, self.lengths = rows, seed, generation, lengths
         self.steps_per_epoch = max(1, math.ceil(rows / batch_size))
 
     def sample(self, clock: TrainingClock) -> Tensor:
-        order = rng.permutation((self.seed, "prompts", self.generation, clock.epoch), self.rows)
-        step, steps = clock.step - clock.epoch * clock.per_epoch, self.steps_per_epoch
-        return order[step * self.rows // steps : (step + 1) * self.rows // steps]
+        address = (self.seed, "prompts", self.generation, clock.epoch)
+        order, step = rng.permutation(address, self.rows), clock.step - clock.epoch * clock.per_epoch
+        if self.lengths is not None:
+            order = self._sorted(order)
+            step = int(rng.permutation((*address, "steps"), self.steps_per_epoch)[step])
+        return order[self._first(step) : self._first(step + 1)]
+
+    def _first(self, step: int) -> int:
+        """Where the rows of a step begin."""
+        return step * self.rows // self.steps_per_epoch
+
+    def _sorted(self, order: Tensor) -> Tensor:
+        """The rows of neighbouring steps by length, those of one length as they were."""
+        assert self.lengths is not None
+        starts = [*range(0, self.steps_per_epoch, GROUPED), self.steps_per_epoch]
+        blocks = [order[self._first(a) : self._first(b)] for a, b in pairwise(starts)]
+        return torch.cat([block[self.lengths[block].argsort(stable=True)] for block in blocks])
 
 
 class RowSource(Protocol):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import rng
 from ..errors import DataError
+from ..io.display import plural
 from .copies import MOST_LISTED, Conflict, CopyReport, RowGroups, near_copies
 
 Address = tuple[int | str, ...]
@@ -44,6 +45,23 @@ class Splits(NamedTuple):
     noisy: Tensor  # (n,) bool
     clean: Tensor = torch.zeros(0, dtype=torch.int64)  # of those that teach, with a label that a person decided
     before_noise: Tensor | None = None  # (n,) the labels before some were made wrong
+
+
+FEW_TEST = 50  # rows of a drawn test split, below which cross-fitted scores are proposed
+
+
+def notice_of_test(name: str, part: Part, test: Tensor) -> str:
+    """A notice that a test split (rows,), which was drawn, has few rows; mostly empty.
+
+    >>> notice_of_test("mine", 0.2, torch.arange(16)).partition(";")[0]
+    'mine: the test split has 16 rows, and a score on it is uncertain'
+    """
+    if isinstance(part, Tensor) or not 0 < len(test) < FEW_TEST:
+        return ""
+    return (
+        f"{name}: the test split has {plural(len(test), 'row')}, and a score on it is uncertain; `run --test cross-fit`"
+        " scores all labelled rows, and the final model learns from all of them"
+    )
 
 
 def has_label(y: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from ..data.frames import Frame, SplitRows
 from ..data.split_columns import SplitRequest
 from ..errors import DataError, RecipeError
 from ..evaluation import label_errors, metrics
+from ..evaluation.cross_scores import CROSS_FIT, CrossScores
 from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.predict import (
     COVERAGE,
@@ -48,7 +49,7 @@ from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR, model_card, model_folder
 from ..training import budget, threads
 from ..training.shortlist import visible
-from ..training.task_type import HeldOut, Listeners, require_same_data
+from ..training.task_type import HeldOut, LabelledRows, Listeners, require_same_data
 from . import base_learners
 from .base_learners import NETWORKS
 from .recipes import EstimatorRecipe, read_recipe
@@ -72,6 +73,7 @@ class TableRun:
     expression: str
     build: str  # the learner's expression
     settings: dict[str, Any]
+    crossed: CrossScores | None = None  # in place of scores on a test split
 
     @property
     def note(self) -> str:
@@ -134,6 +136,35 @@ class TableRun:
         passes = float(max(1, done[0]) * (len(teach) + len(self.data.unlabelled)))
         return HeldOut(float(losses.mean()), passes, time.monotonic() - begun)
 
+    def labelled_rows(self) -> LabelledRows:
+        """All labelled rows."""
+        ids = self.data.labelled[~np.isin(self.data.labelled, self.data.by_model)]
+        groups = None if self.data.groups is None else torch.from_numpy(self.data.groups[ids])
+        return LabelledRows(torch.from_numpy(ids), torch.from_numpy(self.data.y[ids]), self.data.classes, groups)
+
+    def without(self, held: Tensor) -> TableRun:
+        """The run on the other labelled rows."""
+        part, request = self.data.parts["labelled"], replace(self.request, test=None, refit=None, folds=None)
+        left_out = np.isin(part.ids, held.numpy())
+        cut = {
+            name: SplitRows(part.ids[rows], part.features.iloc[np.flatnonzero(rows)])
+            for name, rows in (("labelled", ~left_out), ("test", left_out))
+        }
+        return replace(self, request=request, data=replace(self.data, parts={**self.data.parts, **cut}))
+
+    def answers(self, folder: Path) -> Tensor:
+        """What the final model in a folder predicts for the test rows."""
+        from .io import load
+        from .wrappers import ClassNames
+
+        model = load(folder / "model" / ESTIMATOR)
+        learner = model.estimator_ if isinstance(model, ClassNames) else model
+        return predict_frame(learner, self.data.rows(self.data.test), len(self.data.classes))
+
+    def scored_by(self, scores: CrossScores) -> TableRun:
+        """The run whose final model learns from all labelled rows."""
+        return replace(self, request=replace(self.request, refit=None), crossed=scores)
+
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
         return {"run": str(folder), **train(self, folder, listeners)}
@@ -147,18 +178,20 @@ def prepare(request: Request) -> TableRun:
         RecipeError: the learner or the recipe does not fit the task.
     """
     _refuse_network_options(request)
+    whole = request.test == CROSS_FIT
     data = frames.load(
         request.data, target=request.target, unlabelled=request.unlabelled, labels=request.labels,
         label_noise=request.label_noise, seed=request.seed, columns=dict(request.columns),
         request=SplitRequest(
-            request.groups, request.time, Path(request.test) if request.test else None,
+            request.groups, request.time, Path(request.test) if request.test and not whole else None,
             Path(request.validation) if request.validation else None,
             annotators=read_names(request.annotators, request.label_noise),
         ),
-        decisions=request.decisions, raw_csv=request.raw_csv,
+        decisions=request.decisions, raw_csv=request.raw_csv, whole=whole,
     )  # fmt: skip
     expression = request.method or f"{AUTO}()"
-    settings = {"seed": request.seed, "audit": "safe", "audit_folds": request.audit_folds or "auto"}
+    folds = request.audit_folds or (None if whole else request.folds) or "auto"
+    settings = {"seed": request.seed, "audit": "safe", "audit_folds": folds}
     run = TableRun(
         request,
         data,
@@ -190,7 +223,7 @@ def _refuse_network_options(request: Request) -> None:
 MOST = 20_000  # labelled rows, beyond which the learner alone is not trained five times more for its interval
 
 
-FOLDS = 5
+FOLDS = 5  # of labelled rows, unless --folds gives another number
 
 
 FEWEST = 20  # labelled rows, below which none are left out to examine their labels
@@ -249,22 +282,22 @@ def folds_of(run: TableRun, seed: int) -> list[Fold]:
     y = run.data.y[run.data.labelled]
     groups = np.arange(len(y)) if run.data.groups is None else run.data.groups[run.data.labelled]
     if run.data.time is not None:
-        return _folds_in_order(run.data.time[run.data.labelled], groups)
-    number = min(FOLDS, len(np.unique(groups)))
+        return _folds_in_order(run.data.time[run.data.labelled], groups, run.request.folds or FOLDS)
+    number = min(run.request.folds or FOLDS, len(np.unique(groups)))
     together = len(np.unique(groups)) < len(y)
-    spread = run.classify and np.unique(y, return_counts=True)[1].min() >= FOLDS
+    spread = run.classify and np.unique(y, return_counts=True)[1].min() >= number
     kinds = (StratifiedGroupKFold, GroupKFold) if together else (StratifiedKFold, KFold)
     folds = kinds[0 if spread else 1](number, shuffle=True, random_state=seed)
     return list(folds.split(np.zeros(len(y)), y, groups if together else None))
 
 
-def _folds_in_order(time: NDArray[np.float64], groups: NDArray[np.int64]) -> list[Fold]:
+def _folds_in_order(time: NDArray[np.float64], groups: NDArray[np.int64], number: int) -> list[Fold]:
     """Later and later blocks of rows (rows,) by their time, each with the rows before it whose group is not in it.
 
     Raises:
         DataError: all rows are of one time or one group.
     """
-    moments = np.unique(np.quantile(time, np.arange(1, FOLDS + 1) / (FOLDS + 1), method="higher"))
+    moments = np.unique(np.quantile(time, np.arange(1, number + 1) / (number + 1), method="higher"))
     moments = moments[moments > time.min()] if (moments > time.min()).any() else np.array([time.max()])
     ends = [*moments[1:], np.inf]
     blocks = [(time < begin, (begin <= time) & (time < end)) for begin, end in zip(moments, ends, strict=True)]
@@ -450,6 +483,9 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
     names = {model.product_ if automatic else final: model} if self_taught(model) else {}
     rest = data.test[~np.isin(data.test, data.copies.across.numpy())]
     apart: dict[str, Any] = {"rows": len(rest)} if 0 < len(rest) < len(data.test) else {}
+    if run.crossed is not None:
+        same = alone is model or (automatic and model.product_ == "the learner alone")
+        return _cross_fitted(run, run.crossed, result, same)
     for name, one in [("the learner alone", alone), *names.items()]:  # which may be the product of auto() as well
         if automatic and one is alone and model.alone_residuals_ is not None:
             errors: Tensor | None = torch.from_numpy(model.alone_residuals_)
@@ -470,6 +506,14 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
     return {**result, **({"without_copies": apart} if apart else {})}
 
 
+def _cross_fitted(run: TableRun, scores: CrossScores, result: dict[str, Any], same: bool) -> dict[str, Any]:
+    """The result with cross-fitted scores; ``same``: the final model is the learner alone."""
+    result["plain"] = {"steps": 1, "end": {}, "from": "method" if same else "control"}
+    result = scores.result(result, run.data.classes, run.data.row_names)
+    width = result["test"].get("width")
+    return {**result, "half": width / 2 if width else None}
+
+
 def held_out_predictions(run: TableRun, model: Any) -> tuple[NDArray[np.int64], Tensor] | None:
     """The places of labelled rows that were left out, and predictions for each without its label: probabilities
     (rows, classes) or values (rows,). None where there are too few rows or too many."""
@@ -485,6 +529,11 @@ def held_out_predictions(run: TableRun, model: Any) -> tuple[NDArray[np.int64], 
 
 def report_label_errors(run: TableRun, model: Any, alone: Any, folder: Path) -> dict[str, Any] | None:
     """Examine the labelled rows that were left out and the test rows, and write the scores; None without the first."""
+    if run.crossed is not None:
+        y = torch.from_numpy(run.data.y)
+        examined = run.crossed.examination(y, run.data.classes, run.data.row_names, run.data.votes)
+        tested = {"final": run.crossed.outputs}
+        return label_errors.report_errors(examined, run.data.noisy, folder, run.request.raw_csv, tested)
     held = held_out_predictions(run, model)
     if held is None:
         return None
@@ -533,7 +582,7 @@ def _tried(run: TableRun, model: AutoDistillation, result: dict[str, Any]) -> di
 
 def _kept(run: TableRun, model: AutoDistillation, plain: float, measure: str) -> dict[str, Any]:
     """The stack's and the student's scores on the test split, and the student's size and speed beside the learner's."""
-    if model.teacher_ is None or model.student_ is None or model.alone_ is None:
+    if run.crossed or model.teacher_ is None or model.student_ is None or model.alone_ is None:
         return {}
     scores = {
         name: score_test(run, one, None)[0][measure]

@@ -43,7 +43,7 @@ class TableTaskType(TaskType):
 
     name, learner, title = "learner", "learners", "For learners on tables"
     about = "Gradient boosting, forests and any other estimator of scikit-learn."
-    equal_steps, searched, quick = False, True, "1min"
+    equal_steps, searched, cross_examined, quick = False, True, True, "1min"
 
     def recipes(self) -> Mapping[str, Callable[..., recipes.EstimatorRecipe]]:
         return recipes.recipes()
@@ -97,6 +97,11 @@ class TableTaskType(TaskType):
         return TableDesign
 
     def prepare(self, request: Request) -> TableRun:
+        from .run import prepare
+
+        return prepare(request)
+
+    def cross_fitted(self, request: Request) -> TableRun:
         from .run import prepare
 
         return prepare(request)

@@ -49,6 +49,7 @@ from .predict import predict_rows
 FILE, PROBABILITIES = "label_errors.csv", "probabilities.npz"
 COLUMNS = ("row", "split", "name", "given", "suggested", "p_given", "p_suggested", "score", "rank")
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+CROSS = "cross"  # the source of predictions where no row tests, and all are scored
 NOISY = 0.01  # labels look wrong where the interval of the noise rate begins above
 
 
@@ -291,7 +292,7 @@ def report_errors(
     save(list_errors(examined, noise), folder, raw)
     if examined.classes:
         save_probabilities(examined, folder)
-    test = examined.splits == TEST
+    test = (examined.splits == TEST) | (examined.source == CROSS)
     if tested and test.any():
         facts = examined.labels[test], noise, examined.predictions[test], noise.scores[test]
         adjusted = {name: label_noise.adjust(outputs.double().numpy(), *facts) for name, outputs in tested.items()}
@@ -394,6 +395,7 @@ SOURCES = {
     "generations": "training rows by the mean prediction of its generations at their best epochs, the others by "
     "predictions for rows left out",
     "folds": "each by a model that left it out",
+    CROSS: "each by a training that left it out",
     "learner": "training rows by learners that left them out, the others by the final model",
 }
 
@@ -440,18 +442,19 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     adjusted = summary.get("adjusted")
     if adjusted is not None and noise["low"] > NOISY:
         scores = [("", adjusted), *([(" of the baseline", adjusted["plain"])] if "plain" in adjusted else [])]
-        lines += [_adjusted_line(adjusted["metric"], whose, score) for whose, score in scores]
+        what = "Cross-fitted" if summary["source"] == CROSS else "Test"
+        lines += [_adjusted_line(what, adjusted["metric"], whose, score) for whose, score in scores]
         lines.append(f"Assumption: {adjusted['assumption']}.")
     return lines
 
 
-def _adjusted_line(metric: str, whose: str, score: Mapping[str, Any]) -> str:
+def _adjusted_line(what: str, metric: str, whose: str, score: Mapping[str, Any]) -> str:
     def text(value: float) -> str:
         return _percent(value) if metric == "accuracy" else f"{value:.4g}"
 
     name = "accuracy" if metric == "accuracy" else "RMSE"
     return (
-        f"Test {name}{whose}: {text(score['raw'])} against the given labels; adjusted for label noise "
+        f"{what} {name}{whose}: {text(score['raw'])} against the given labels; adjusted for label noise "
         f"{text(score['adjusted'])} [{text(score['low'])}, {text(score['high'])}]."
     )
 

@@ -12,7 +12,7 @@ import operator
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ from ..errors import (
 )
 from ..evaluation import label_errors, linear_probe
 from ..evaluation.audit import FEW
+from ..evaluation.cross_scores import CROSS_FIT, CrossScores
 from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.linear_probe import by_neighbours
 from ..evaluation.metrics import breakdown, reliability
@@ -76,7 +77,7 @@ from ..training.cross_fitting import all_labels, cross_examine, crossfit, every_
 from ..training.fit import Result, fit, step_cost, time_step
 from ..training.shortlist import WORDS, Choice, Trial, candidate_folder, copy_log, foreword, try_each, visible
 from ..training.state import GenerationResult
-from ..training.task_type import HeldOut, Listeners, require_same_data
+from ..training.task_type import HeldOut, LabelledRows, Listeners, require_same_data
 from ..views import TOGETHER
 
 if TYPE_CHECKING:
@@ -221,6 +222,7 @@ class NetworkRun:
     expression: str
     build: registry.Build
     settings: dict[str, Any]
+    crossed: CrossScores | None = field(default=None, kw_only=True)  # in place of scores on a test split
 
     @property
     def stored(self) -> Mapping[str, Tensor]:
@@ -235,6 +237,52 @@ class NetworkRun:
     def title(self, generation: int) -> str:
         """The name of the final model in the report."""
         return f"generation {generation}, the method's best"
+
+    def labelled_rows(self) -> LabelledRows:
+        """All labelled rows.
+
+        Raises:
+            DataError: there are none.
+        """
+        data = all_labels(self.data)
+        if data.task == "features":
+            raise DataError(
+                f"{data.name}: no row has a label, and --test {CROSS_FIT} scores labelled rows; leave it out"
+            )
+        ids = difference(data.labelled, data.guessed)  # labels that a model gave judge none
+        groups = None if data.groups is None else data.groups[ids]
+        return LabelledRows(ids, data.y[ids], data.classes, groups)
+
+    def without(self, held: Tensor) -> NetworkRun:
+        """The run on the other rows, of which as large a share validates. Inputs stay scaled by all rows."""
+        data, request = self.data, replace(self.request, test=None, refit=None, folds=None)
+        rest = difference(all_labels(data).labelled, held)
+        count = round(len(rest) * len(data.audit) / (len(rest) + len(held)))
+        audit = draw(
+            difference(rest, data.guessed),
+            data.y,
+            count,
+            (request.seed, "fold", int(held[0])),
+            reserve=1,
+            groups=data.groups,
+        )
+        clean, labelled = difference(data.clean, held), difference(rest, audit)
+        cut = replace(data, labelled=labelled, audit=difference(audit, clean), test=held, clean=clean)
+        if data.task == "regress":
+            y = data.y[labelled].double()
+            cut = replace(cut, center=float(y.mean()), scale=float(y.std(correction=0)) or 1.0)
+        return planned(request, cut)
+
+    def answers(self, folder: Path) -> Tensor:
+        """What the final model in a folder predicts for the test rows."""
+        outputs = predict_rows(store.load(folder / "model"), self.data, self.data.test, self.data.head)
+        return outputs if self.data.classes else outputs[:, 0]
+
+    def scored_by(self, scores: CrossScores) -> NetworkRun:
+        """The run whose final model learns from all labelled rows."""
+        request = replace(self.request, refit="all", folds=None)
+        _refuse_following(request, self.method)
+        return replace(self, request=request, crossed=scores)
 
     def threads(self) -> int:
         """Threads for this model and batch; where the model does not run, the dry run will say why."""
@@ -327,6 +375,10 @@ class NetworkRun:
     ) -> dict[str, Any]:
         """Examine every labelled row, write its score, and return what run.json tells of label errors."""
         data = self.data
+        if self.crossed is not None:
+            examined = self.crossed.examination(data.y, data.classes, data.row_names, data.votes)
+            tested = {"final": self.crossed.outputs}
+            return label_errors.report_errors(examined, data.noisy, folder, self.request.raw_csv, tested)
         models = {"final": trained, **({"plain": control} if control else {})}
         if preferred and control:
             models = {"final": control, "plain": control}
@@ -379,8 +431,8 @@ class NetworkRun:
         steps = max(1, round(longer * trained.steps / len(trained.generations)))
         result["refit"] = {
             "rows": len(data.labelled),
-            "about": f"the final model was trained again on all {len(data.labelled):,} labelled rows; "
-            "the scores are of the model before, which learnt from the training split alone",
+            "about": f"the final model was trained again on all {len(data.labelled):,} labelled rows; the scores are "
+            + ("cross-fitted" if self.crossed else "of the model before, which learnt from the training split alone"),
         }
         again = fit(
             self.build,
@@ -465,20 +517,27 @@ class NetworkRun:
             }
             if preferred:
                 result["test"] = result["plain"]["end"]
-        shown = "reliability" if data.task == "classify" else "predicted"
-        result[shown] = {}
-        for name, (one, weights) in shown_models.items() if len(test) else ():
-            one.model.load_state_dict(weights)
-            outputs = task_outputs(final_model(one.model), data, test)
-            result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
-            if (name == "plain") == preferred or len(shown_models) == 1:
-                result["breakdown"] = test_breakdown(data, outputs)
+        result |= self._drawn(shown_models, preferred)
         result |= self._without_copies(shown_models, preferred)
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.final_generation].weights)
         if untaught(self.method):
-            result |= {"probed": True, "nearest": by_neighbours(trained.model, data)}
+            result |= {"probed": True, **({"nearest": by_neighbours(trained.model, data)} if len(test) else {})}
+        if self.crossed is not None:
+            return self.crossed.result(result, data.classes, data.row_names)
         return with_ensemble(result, self, trained)
+
+    def _drawn(self, models: dict[str, tuple[Result, dict[str, Tensor]]], preferred: bool) -> dict[str, Any]:
+        """What a report draws of the answers of the shown models on the test rows."""
+        data, test, drawn = self.data, self.data.test, dict[str, Any]()
+        found: dict[str, Any] = {"reliability" if data.task == "classify" else "predicted": drawn}
+        for name, (one, weights) in models.items() if len(test) else ():
+            one.model.load_state_dict(weights)
+            outputs = task_outputs(final_model(one.model), data, test)
+            drawn[name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
+            if (name == "plain") == preferred or len(models) == 1:
+                found["breakdown"] = test_breakdown(data, outputs)
+        return found
 
     def _without_copies(self, models: dict[str, tuple[Result, dict[str, Tensor]]], preferred: bool) -> dict[str, Any]:
         """The scores of the shown models on the test rows that are no copies of others; empty where no row is one."""
@@ -713,7 +772,7 @@ class AutoRun(NetworkRun):
         stopped = winner.rows is not None
         ready = self.candidates[0 if stopped else [one.expression for one in self.candidates].index(winner.name)]
         trained = best_epoch(first) if stopped else choice.kept[choice.chosen]
-        ready = replace(ready, expression=winner.name, data=self.data)
+        ready = replace(ready, expression=winner.name, data=self.data, request=self.request, crossed=self.crossed)
         return ready, trained, None if choice.chosen == 0 else first
 
     def _show_logs(self, folder: Path, chosen: str) -> None:
@@ -842,12 +901,19 @@ def prepare(request: Request) -> NetworkRun:
         groups=request.groups,
         time=request.time,
         tasks=request.tasks if isinstance(request.tasks, str) else None,
-        test=request.test,
+        test=0.0 if request.test == CROSS_FIT else request.test,
         audit=request.validation,
         annotators=request.annotators,
     )
     if data.task == "features":
         _refuse_judging(request, data)
+    return planned(request, data)
+
+
+def planned(request: Request, data: Data) -> NetworkRun:
+    """The run of a request on data that were loaded: it fills in what is open."""
+    reader, chooses = data.reader, is_auto(request.method)
+    spec = request.model or (text_encoder.USUAL if reader else None)
     data = data.with_augmentation(request.augment)
     if request.init and reader:
         raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")

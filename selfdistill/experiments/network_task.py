@@ -478,7 +478,7 @@ class NetworkTaskType(TaskType):
     """Networks that learn classes, values or features of images, tables and texts."""
 
     name, learner, title = "network", "networks", "For networks"
-    searched = cross_examined = True
+    searched = cross_examined = remembers = True
     about = "Classes and values, images, tables and texts: any model of PyTorch."
 
     def recipes(self) -> Mapping[str, Callable[..., Any]]:
@@ -492,6 +492,9 @@ class NetworkTaskType(TaskType):
         return NetworkDesign
 
     def prepare(self, request: Request) -> NetworkRun:
+        return prepare(request)
+
+    def cross_fitted(self, request: Request) -> NetworkRun:
         return prepare(request)
 
     def trial(self, request: Request, folds: int, folder: Path, listeners: Listeners) -> FoldTrial:

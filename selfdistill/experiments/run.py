@@ -32,6 +32,7 @@ from ..data import decisions, row_cards
 from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation import label_next
+from ..evaluation.cross_scores import CROSS_FIT
 from ..evaluation.label_noise import LIKELY
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
@@ -45,6 +46,8 @@ from ..report.data_sections import retraining, shown_rows
 from ..report.review import Review, ReviewRow
 from ..report.summary import exploration, model_card_text, readme
 from ..training import budget, threads
+from ..training.cross_prediction import FOLDER as CROSS_FOLDER
+from ..training.cross_prediction import cross_predict, refuse_cross_fit
 from ..training.fit import choose_device, join
 from ..training.task_type import Listeners, PreparedRun, TaskType, require_same_data
 from .folder import Folder, locked
@@ -159,7 +162,11 @@ class Run:
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         task = self.task
         check_search(self.request, task)
-        prepared = task.prepare(first_request(self.request))
+        crossed = None
+        if self.request.test == CROSS_FIT:
+            refuse_cross_fit(self.request)
+            crossed = task.cross_fitted(self.request)
+        prepared = crossed or task.prepare(first_request(self.request))
         refuse_explore(self.request, prepared.expression)
         refuse_folds(self.request, task)
         if prepared.note:
@@ -178,6 +185,10 @@ class Run:
                     found: dict[str, Any] = {}
                     if self.request.search is not None:
                         prepared, found = search(self.request, task, self.folder, listeners)
+                    if crossed is not None:
+                        prepared = crossed.scored_by(
+                            cross_predict(crossed, self.folder, listeners, self.request.folds, quick)
+                        )
                     result = {**prepared.train(self.folder, listeners), **found}
                     if explored := result.get("exploration") or exploration(result):
                         result["exploration"] = explored
@@ -235,6 +246,8 @@ class Run:
             shutil.rmtree(self.folder / "folds", ignore_errors=True)
         if not any(self.folder.glob("search/*/*/checkpoints")):
             shutil.rmtree(self.folder / "search", ignore_errors=True)
+        if not any(self.folder.glob(f"{CROSS_FOLDER}/*.json")):
+            shutil.rmtree(self.folder / CROSS_FOLDER, ignore_errors=True)
         if not any(self.folder.glob("fits/*")):
             shutil.rmtree(self.folder / "fits", ignore_errors=True)
         rest = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints", budget.FILE}
@@ -253,6 +266,7 @@ class Run:
         for place, text in (("README.md", readme), ("model/README.md", model_card_text)):
             with surviving(f"{self.folder / place} was not written", "nothing else is missing", warn):
                 write(self.folder / place, text(result, record, task))
+        shutil.rmtree(self.folder / CROSS_FOLDER, ignore_errors=True)
         write_record(self._folder.record, {**record, "logs": log_digests(self.folder), "result": result})
         self._draw(warn)
 
@@ -373,7 +387,7 @@ def examining_request(source: str, options: Mapping[str, Any]) -> Request:
     """
     request = Request(data=source, control=False, **options)
     task = TASK_TYPES.of_request(request)
-    if request.method is not None or not task.cross_examined:
+    if request.method is not None or not task.remembers:
         return request
     data: Any = task.prepare(replace(request, method="plain()")).data
     if data.task == "regress":

@@ -196,8 +196,7 @@ def refuse_folds(request: Request, task: TaskType) -> None:
     """
     if request.folds is not None and not task.cross_examined:
         raise DataError(
-            f"--folds leaves rows out of the training of networks, and {request.data} is for {task.learner}; leave it "
-            "out"
+            f"--folds leaves labelled rows out of trainings, and {request.data} is for {task.learner}; leave it out"
         )
 
 

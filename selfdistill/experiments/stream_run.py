@@ -203,7 +203,7 @@ def shortlisted_stream(ready: NetworkRun) -> AutoStreamRun:
 class SequenceTaskType(NetworkTaskType):
     """What streams, updates and adaptations share: the recipes of networks, no audit, and no scores of labels."""
 
-    audited = searched = cross_examined = False
+    audited = searched = cross_examined = remembers = False
 
     def recipes(self) -> Mapping[str, Recipe]:
         """None of its own: those of networks."""
@@ -315,6 +315,9 @@ _FIXED = (
     "keep",
     "checker",
     "fields",
+    "student_template",
+    "teacher_template",
+    "group_lengths",
     "skip_long",
     "lora",
     "max_tokens",

@@ -166,6 +166,7 @@ _RESULT = {
         "trials": [{"expression": str, "loss": float, "folds": int, "pruned": bool, "trouble": str}],
     },
     "exploration?": {"unit": str, "trying": float, "winner": float},
+    "cross_fit?": {"folds": int, "rows": int, "metric": str, "low": float, "high": float, "about": str},
     "refit?": {"rows": int, "about": str},
     "budget?": {"bound": str, "seconds": float, "passes": float, "peak_mib": float, "cut": [str]},
     "control?": {
@@ -220,12 +221,13 @@ class Request:
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
     trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
-    ``checker``, ``fields``, ``skip_long``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models:
-    prior tasks that must not be forgotten, the checker of rows that name none, (field, column) of fields that the file
-    calls otherwise, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights),
-    tokens of an answer, and memory for time; so is ``alarms``, what follows where answers go wrong in other ways than
-    their score. ``targets`` is a folder that keeps
-    what a frozen outside teacher says.
+    ``checker``, ``fields``, ``student_template``, ``teacher_template``, ``skip_long``, ``lora``, ``max_tokens`` and
+    ``checkpointing`` are for language models: prior tasks that must not be forgotten, the checker of rows that name
+    none, (field, column) of fields that the file calls otherwise, options of the chat template, whether rows beyond the
+    model's context are left out, the rank of an adapter (0: all weights), tokens of an answer, and memory for time.
+    ``group_lengths`` puts prompts of similar length into a batch; ``alarms`` is what follows where answers go wrong in
+    other ways than their score.
+    ``targets`` is a folder that keeps what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
@@ -255,6 +257,9 @@ class Request:
     keep: str | None = None
     checker: str | None = None
     fields: tuple[tuple[str, str], ...] = ()
+    student_template: str | None = None
+    teacher_template: str | None = None
+    group_lengths: bool = False
     skip_long: bool = False
     lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
@@ -316,6 +321,9 @@ class Request:
             "init",
             "targets",
             "checker",
+            "student_template",
+            "teacher_template",
+            "group_lengths",
             "skip_long",
             "groups",
             "time",

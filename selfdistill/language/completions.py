@@ -336,7 +336,8 @@ class Writer:
         plain = rendered(self.tokenizer, row.messages)
         if context is None or isinstance(context, NoContext):
             return plain
-        return paired(self.tokenizer, context, row, [Rollout(example, tuple(plain), ())], 0) or plain
+        before, template = [Rollout(example, tuple(plain), ())], self.model.teacher_template
+        return paired(self.tokenizer, context, row, before, 0, template) or plain
 
     def demonstration(self, example: int) -> Rollout:
         """The demonstration as a completion, ended as the model ends its own.
@@ -438,7 +439,8 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
             for own, row in enumerate(members):
                 if rollouts[row].tutored or not rollouts[row].trusted:
                     continue
-                prompt = paired(writer.tokenizer, context, writer.data.rows[example], siblings, own)
+                row_of_data, template = writer.data.rows[example], writer.model.teacher_template
+                prompt = paired(writer.tokenizer, context, row_of_data, siblings, own, template)
                 if prompt is None:
                     continue
                 if writer.model.fits(len(prompt) + len(rollouts[row].ids)):

@@ -27,7 +27,7 @@ class Rollout:
 
     ``log_probs`` are those of the sampler, where it was not the student alone as it learns: another engine, or a
     mixture with the teacher. ``tutored``: written by who reads a context, and learnt without it; ``trusted``: to be
-    learnt from at all.
+    learnt from at all. ``thinking``: its prompt ends with the tag that begins a thought.
     """
 
     example: int
@@ -39,6 +39,12 @@ class Rollout:
     log_probs: tuple[float, ...] | None = None
     tutored: bool = False
     trusted: bool = True
+    thinking: bool = False
+
+    @property
+    def answer(self) -> str:
+        """The text without its thoughts; a thought that was cut off ends with the text."""
+        return without_thoughts(self.text, self.thinking)
 
 
 Context = Callable[[Example, Sequence[Rollout], int], Sequence[Message] | None]
@@ -47,7 +53,8 @@ Context = Callable[[Example, Sequence[Rollout], int], Sequence[Message] | None]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-_THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+_OPENING = "<think>"
+_THOUGHT = re.compile(r"<think>.*?(?:</think>\s*|$)", re.DOTALL)
 
 
 #: Words of one who has read more than the question.
@@ -58,13 +65,17 @@ LEAK = re.compile(
 )  # fmt: skip
 
 
-def without_thoughts(text: str) -> str:
-    """A text without what was thought in it.
+def without_thoughts(text: str, thinking: bool = False) -> str:
+    """A text without what was thought in it; a thought that was cut off ends with the text.
 
-    >>> without_thoughts("<think>1 + 1</think> 2")
-    '2'
+    Args:
+        text: The text.
+        thinking: Whether the tag that begins a thought stands before the text.
+
+    >>> without_thoughts("<think>1 + 1</think> 2"), without_thoughts("1 + 1</think> 2", True)
+    ('2', '2')
     """
-    return _THOUGHT.sub("", text).strip()
+    return _THOUGHT.sub("", f"{_OPENING}{text}" if thinking else text).rpartition("</think>")[2].strip()
 
 
 def asked(example: Example, text: str) -> list[Message]:
@@ -193,10 +204,11 @@ class SiblingAttempts:
 
     def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
         mine = rollouts[own]
-        solved = [r for i, r in enumerate(rollouts) if i != own and (r.reward or 0.0) >= self.threshold]
         if self.failed and (mine.reward or 0.0) >= self.threshold:
             return None
-        text = filled(self.solution, solution=without_thoughts(solved[0].text)) if solved else ""
+        solved = [r.answer for i, r in enumerate(rollouts) if i != own and (r.reward or 0.0) >= self.threshold]
+        solution = next(filter(None, solved), None)
+        text = filled(self.solution, solution=solution) if solution else ""
         said = mine.feedback or example.feedback
         if said and (mine.reward or 0.0) < self.threshold and (self.both or not text):
             text += filled(self.feedback, feedback=said)
@@ -285,23 +297,25 @@ class WrongSolution:
         return self.like(wrong, rollouts, own)
 
 
-def rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids of messages by the tokenizer's own chat template, with the turn of the assistant begun; a tokenizer
-    without one gets the contents, a line each.
+def rendered(tokenizer: Any, messages: Sequence[Message], template: str | None = None) -> list[int]:
+    """Token ids of messages by the tokenizer's own chat template or another, with the turn of the assistant begun; a
+    tokenizer without one gets the contents, a line each.
 
     Raises:
         DataError: the template refuses the messages.
     """
-    if getattr(tokenizer, "chat_template", None):
-        text = _by_template(tokenizer, messages, begin=True)
+    if template or getattr(tokenizer, "chat_template", None):
+        text = _by_template(tokenizer, messages, True, template)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer("\n".join(content for _, content in messages) + "\n")["input_ids"])
 
 
-def _by_template(tokenizer: Any, messages: Sequence[Message], begin: bool) -> str:
+def _by_template(tokenizer: Any, messages: Sequence[Message], begin: bool, template: str | None = None) -> str:
     turns = [{"role": role, "content": content} for role, content in messages]
     try:
-        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=begin, tokenize=False)
+        text: str = tokenizer.apply_chat_template(
+            turns, chat_template=template, add_generation_prompt=begin, tokenize=False
+        )
     except Exception as error:  # a template is code of its own: jinja2's errors and any other
         roles = [role for role, _ in messages]
         if "system" in roles or "developer" in roles:
@@ -316,30 +330,67 @@ def _by_template(tokenizer: Any, messages: Sequence[Message], begin: bool) -> st
     return text
 
 
+def begins_thought(tokenizer: Any, prompt: Sequence[int]) -> bool:
+    """Whether a prompt ends with the tag that begins a thought, as the chat templates of some models end it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: Token ids of the prompt.
+    """
+    return bool(re.search(rf"{_OPENING}\s*$", tokenizer.decode(list(prompt[-16:]), skip_special_tokens=False)))
+
+
+def spoken(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of a completion, without special tokens but for the tags of a thought.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        ids: Token ids of the completion.
+    """
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    tags = special & set(tokenizer.convert_tokens_to_ids([_OPENING, "</think>"]))
+    kept = [i for i in ids if i in tags or i not in special] if tags else list(ids)
+    return str(tokenizer.decode(kept, skip_special_tokens=not tags))
+
+
 def turn_end(tokenizer: Any) -> int | None:
     """The token with which the chat template ends a turn of the assistant; without one the tokenizer's end of text."""
-    token = _turn_end(tokenizer, getattr(tokenizer, "chat_template", None))
-    return tokenizer.eos_token_id if token is None else token
+    ids, _ = _turn_tail(tokenizer, _template_text(tokenizer))
+    return ids[-1] if ids else tokenizer.eos_token_id
+
+
+def _template_text(tokenizer: Any) -> str | None:
+    """The template as a text that a cache can hold."""
+    template = getattr(tokenizer, "chat_template", None)
+    return repr(sorted(template.items())) if isinstance(template, dict) else template
 
 
 @lru_cache(maxsize=8)
-def _turn_end(tokenizer: Any, template: str | None) -> int | None:
+def _turn_tail(tokenizer: Any, template: str | None) -> tuple[tuple[int, ...], str]:
+    """The tokens with which the chat template ends a turn, up to the first special one (none: it has no such token),
+    and the text that follows an answer.
+    """
     answer = "0answer0"
     if not template:
-        return None
+        return (), ""
     try:
         text = _by_template(tokenizer, [("user", "0"), ("assistant", answer)], begin=False)
     except DataError:
-        return None
-    after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
+        return (), ""
+    tail = text.rpartition(answer)[2]
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return after[0] if after and after[0] in special else None
+    end = next((place for place, token in enumerate(ids) if token in special), None)
+    if end is None or tokenizer.decode(ids[:end]).strip():  # a text before it: the token belongs to what follows
+        return (), tail
+    return tuple(ids[: end + 1]), tail
 
 
 def completed(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a given text as a completion, ended as the chat template ends a turn."""
-    end = turn_end(tokenizer)
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
+    ids, _ = _turn_tail(tokenizer, _template_text(tokenizer))
+    end = tokenizer.eos_token_id
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *(ids or ([] if end is None else [end]))]
 
 
 def template_notes(tokenizer: Any) -> list[str]:
@@ -347,11 +398,19 @@ def template_notes(tokenizer: Any) -> list[str]:
     if not getattr(tokenizer, "chat_template", None):
         return ["the model has no chat template: a prompt is the contents of its turns, a line each"]
     notes, end, eos = list[str](), turn_end(tokenizer), tokenizer.eos_token_id
+    ids, tail = _turn_tail(tokenizer, _template_text(tokenizer))
     if end is not None and end != eos:
         name, other = (repr(tokenizer.decode([token])) for token in (end, eos if eos is not None else end))
         tells = f"and the tokenizer calls {other} the end" if eos is not None else "and the tokenizer names no end"
         notes.append(
             f"the chat template ends a turn with {name} {tells}; demonstrations end, and answers stop, at {name}"
+        )
+    elif not ids:
+        closing = f"{one_line(tail.strip(), 40)!r}, which is no token" if tail.strip() else "no token"
+        stop = "nothing" if eos is None else repr(tokenizer.decode([eos]))
+        notes.append(
+            f"the chat template ends a turn with {closing} that could end an answer; demonstrations end, and answers "
+            f"stop, at {stop}"
         )
     turns = [("user", "0")]
     if _by_template(tokenizer, turns, begin=True) == _by_template(tokenizer, turns, begin=False):
@@ -359,14 +418,14 @@ def template_notes(tokenizer: Any) -> list[str]:
     return notes
 
 
-def suffix(tokenizer: Any) -> list[int]:
+def suffix(tokenizer: Any, template: str | None = None) -> list[int]:
     """What the template writes between the last turn and the completion: how two prompts with other questions end."""
-    return list(_suffix(tokenizer, getattr(tokenizer, "chat_template", None)))
+    return list(_suffix(tokenizer, _template_text(tokenizer), template))
 
 
 @lru_cache(maxsize=8)
-def _suffix(tokenizer: Any, template: str | None) -> list[int]:
-    a, b = (rendered(tokenizer, [("user", text)]) for text in ("0 x", "y 1"))
+def _suffix(tokenizer: Any, own: str | None, template: str | None) -> list[int]:
+    a, b = (rendered(tokenizer, [("user", text)], template) for text in ("0 x", "y 1"))
     length = 0
     while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
         length += 1
@@ -374,13 +433,27 @@ def _suffix(tokenizer: Any, template: str | None) -> list[int]:
 
 
 def paired(
-    tokenizer: Any, context: Context, example: Example, rollouts: Sequence[Rollout], own: int
+    tokenizer: Any,
+    context: Context,
+    example: Example,
+    rollouts: Sequence[Rollout],
+    own: int,
+    template: str | None = None,
 ) -> list[int] | None:
     """The teacher's prompt for a rollout as ids, checked against the student's; None where the context has none.
 
+    Args:
+        tokenizer: The model's tokenizer.
+        context: What the teacher reads more.
+        example: The row.
+        rollouts: Those of its prompt.
+        own: The number of the one that is judged.
+        template: The teacher's chat template, where it is not the tokenizer's own.
+
     Raises:
         DataError: the context is broken: it raises, or returns something that is no conversation.
-        VitalsError: the two prompts do not end alike, so that the completion would not continue the teacher's.
+        VitalsError: the two prompts do not end alike, so that the completion would not continue the teacher's; of two
+            templates each ends in its own way.
     """
     name, where = getattr(context, "__name__", type(context).__name__), place(example)
     try:
@@ -393,12 +466,17 @@ def paired(
         raise DataError(f"context {name} fails on {where} ({why}); it takes (example, rollouts, own) and returns "
                         "messages (role, content), or None") from error  # fmt: skip
     try:
-        prompt = rendered(tokenizer, messages)
+        prompt = rendered(tokenizer, messages, template)
     except DataError as error:
         raise DataError(f"context {name}, {where}: {error}") from error
     said = list(rollouts[own].ids)
+    mine, theirs = [*rollouts[own].prompt, *said], [*prompt, *said]
     try:
-        check_prompts([[*rollouts[own].prompt, *said]], [[*prompt, *said]], [said], suffix=suffix(tokenizer))
+        if template is None:
+            check_prompts([mine], [theirs], [said], suffix=suffix(tokenizer))
+        else:
+            check_prompts([mine], [mine], [said], suffix=suffix(tokenizer))
+            check_prompts([theirs], [theirs], [said], suffix=suffix(tokenizer, template))
     except VitalsError as error:
         raise VitalsError(error.vital, f"context {name}, {where}: {error}") from None
     return prompt

@@ -231,14 +231,14 @@ def check_teachers(writer: Writer, warn: Callable[[str], None]) -> None:
 
 def _adds(writer: Writer, context: Context) -> bool:
     """Is there a row for which it makes another prompt than the student's?"""
-    if isinstance(context, NoContext):
-        return False
     reader = writer.model.reader
+    if isinstance(context, NoContext) and reader.teacher_template is None:
+        return False
     for i in writer.data.labelled.tolist():
         row = writer.data.rows[i]
         plain = rendered(writer.tokenizer, row.messages)
         made = [
-            paired(writer.tokenizer, context, row, rollouts, 0)
+            paired(writer.tokenizer, context, row, rollouts, 0, reader.teacher_template)
             for rollouts in possible_rollouts(reader, writer.method, writer.data, i, plain)
         ]
         if any(prompt is not None and prompt != plain for prompt in made):

@@ -139,7 +139,7 @@ def _context_prompts(
 
     def made(context: Context, rollouts: Sequence[Rollout]) -> list[int] | None:
         try:
-            return paired(tokenizer, context, row, rollouts, 0)
+            return paired(tokenizer, context, row, rollouts, 0, reader.teacher_template)
         except DataError as error:
             raise DataError(f"{_where(data, i)}: {error}") from error
 

@@ -219,7 +219,13 @@ def prepare(request: Request) -> LanguageRun:
     if model in ENCODERS:
         raise DataError(f"{model} reads texts and writes none; give a language model, such as smollm2 or a folder")
     lora = advice.get("lora", 0) if request.lora is None else request.lora
-    build = Pretrained(model, lora=lora, checkpointing=request.checkpointing)
+    build = Pretrained(
+        model,
+        lora=lora,
+        checkpointing=request.checkpointing,
+        student_template=request.student_template,
+        teacher_template=request.teacher_template,
+    )
     reader = build.check()
     if request.skip_long:
         data = without(data, list(long_prompts(reader, method, data, most)))
@@ -229,10 +235,15 @@ def prepare(request: Request) -> LanguageRun:
     settings["epochs"] = request.epochs or advice.get("epochs", 1)
     if request.epochs:
         settings["steps"] = None
+    if request.group_lengths:
+        settings["group_lengths"] = True
     settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
     settings.setdefault("clip", advice.get("clip", 1.0))
     fields = _field_notes(request, data, expression, method)
-    note = "\n".join([*fields, *notices(data.name, data.describe()), *template_notes(reader.tokenizer)])
+    templates = template_notes(reader.tokenizer)
+    if reader.teacher_template and not (method.distils or method.source.contexts):
+        templates.append(f"--teacher-template changes nothing: nothing of {expression} is read with a context")
+    note = "\n".join([*fields, *notices(data.name, data.describe()), *templates])
     return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
 
 
@@ -249,7 +260,8 @@ def prepare_update(request: Request) -> LanguageRun:
     place, (_, base) = model_folder(run), read_record(run / "run.json")
     lora = base.lora if request.lora is None else request.lora
     most = base.max_tokens if request.max_tokens is None else request.max_tokens
-    ready = prepare(replace(request, model=str(place), lora=lora, max_tokens=most))
+    teacher = base.teacher_template if request.teacher_template is None else request.teacher_template
+    ready = prepare(replace(request, model=str(place), lora=lora, max_tokens=most, teacher_template=teacher))
     if request.keep is None:
         warning = "no prior prompts (--keep SUITE): nothing shows whether the model forgets what it knew"
         ready.note = f"{ready.note}\n{warning}"

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..data.examples import Example
-from ..data.rewards import Checker
+from ..data.rewards import Checker, names_function
 from ..errors import DataError, RecipeError
 from ..io.files import line_due, seconds_left, share, write
 from ..models.causal_lm import Causal, ModelView, check_length
-from .contexts import Rollout, turn_end
+from .contexts import Rollout, begins_thought, spoken, turn_end
 
 
 @dataclass(frozen=True)
@@ -268,8 +268,9 @@ def roll(
         asked = [prompts[i][1] for i in few]
         said = by_transformers(model, asked, sampling, seed, by.of(few)) if by else engine(model, asked, sampling, seed)
         for i, (ids, log_probs) in zip(few, said, strict=True):
-            text = model.tokenizer.decode(ids, skip_special_tokens=True)
-            found[i] = Rollout(prompts[i][0], tuple(prompts[i][1]), tuple(ids), text, log_probs=log_probs)
+            example, prompt = prompts[i]
+            text, thinking = spoken(model.tokenizer, ids), begins_thought(model.tokenizer, prompt)
+            found[i] = Rollout(example, tuple(prompt), tuple(ids), text, log_probs=log_probs, thinking=thinking)
     return [found[i] for i in range(len(prompts))]
 
 
@@ -284,7 +285,8 @@ class RewardCheckers:
             return rollout
         if example.checker not in self.checkers:
             self.checkers[example.checker] = Checker(example.checker)
-        found = self.checkers[example.checker](rollout.text, example)
+        whole = names_function(example.checker)  # other people's checkers read the thoughts too
+        found = self.checkers[example.checker](rollout.text if whole else rollout.answer, example)
         return replace(rollout, reward=found.reward, feedback=found.feedback)
 
     def trouble(self) -> str | None:
@@ -352,6 +354,7 @@ def _rollout(row: dict[str, Any]) -> Rollout:
     return Rollout(
         row["example"], tuple(row["prompt"]), tuple(row["ids"]), row["text"], row["reward"], row["feedback"],
         None if chosen is None else tuple(chosen), row.get("tutored", False), row.get("trusted", True),
+        row.get("thinking", False),
     )  # fmt: skip
 
 

@@ -33,9 +33,10 @@ from ..training.trainer import Trainer
 from . import evaluation
 from .alarms import RESPONSES, Alarm, Reading, alarms, reading
 from .completions import AGAINST, CONTEXT, Language, TeacherMixed, Writer, check, views
-from .contexts import Rollout
+from .contexts import Rollout, completed, rendered
 from .prompt_check import check_prompts
 from .sampling import CompletionFile, Engine, Vllm, by_transformers
+from .step_log import StepLog
 
 PART = 32  # prompts whose completions are written between two saves
 
@@ -57,6 +58,7 @@ class LanguageTask(Task):
         engine: what writes completions.
         hear: called now and then with how far the model is with its answers.
         response: what follows an alarm: "warn", "roll-back" or "stop"; None looks for none.
+        group_lengths: whether prompts of similar length share a batch.
 
     Attributes:
         writer: has the model of the generation write.
@@ -79,6 +81,7 @@ class LanguageTask(Task):
         engine: Engine = by_transformers,
         hear: Callable[[str], None] | None = None,
         response: str | None = None,
+        group_lengths: bool = False,
     ) -> None:
         if response not in (None, *RESPONSES):
             raise DataError(f"an alarm is followed by one of {', '.join(RESPONSES)}, not {response!r}")
@@ -89,11 +92,13 @@ class LanguageTask(Task):
         self.rollouts: list[Rollout] = []
         self.order: Order
         self.unread = 0
+        self.step_log, self.group_lengths = StepLog(), group_lengths
         self._evaluation: Evaluation | None = None  # of the weights as they are; answers take long
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"data": self.data.fingerprint, "augment": self.data.augment}
+        grouped = {"group_lengths": True} if self.group_lengths else {}
+        return {"data": self.data.fingerprint, "augment": self.data.augment, **grouped}
 
     # models -----------------------------------------------------------------------------------------------------------
 
@@ -158,8 +163,17 @@ class LanguageTask(Task):
                 f"{self.data.name}: no completion of generation {generation} was worth keeping (empty, or below the "
                 "threshold); give more samples, easier prompts, or a method with a rescue"
             )
-        self.order = Order(rows, min(settings.batch_size, rows), settings.seed, generation)
+        lengths = self._lengths() if self.group_lengths else None
+        self.order = Order(rows, min(settings.batch_size, rows), settings.seed, generation, lengths)
         return self.order.steps_per_epoch
+
+    def _lengths(self) -> Tensor:
+        """(rows,) tokens of each prompt with the completion that is learnt, as far as one is known before a step."""
+        if self.method.source.once:
+            return torch.tensor([len(r.prompt) + len(r.ids) for r in self.rollouts])
+        rows, words = [self.data.rows[i] for i in self.data.labelled.tolist()], self.writer.tokenizer
+        known = [[] if row.shown is None else completed(words, row.shown) for row in rows]
+        return torch.tensor([len(rendered(words, r.messages)) + len(c) for r, c in zip(rows, known, strict=True)])
 
     def _write(self, state: RunState, generation: int) -> list[Rollout]:
         """The completions of a generation: by the last accepted one where there is one, else by the model before."""
@@ -298,7 +312,11 @@ class LanguageTask(Task):
         return "; ".join(map(str, self.alarms)) if self.response == "roll-back" and self.alarms else None
 
     def callbacks(self) -> Sequence[Callback]:
-        return [LanguageChecks(self), AuditNotice(self.audit_rows, len(self.data.labelled)), LanguageVitals(self)]
+        notice = AuditNotice(self.audit_rows, len(self.data.labelled))
+        return [LanguageChecks(self), notice, LanguageVitals(self), self.step_log]
+
+    def resume(self, state: RunState) -> None:
+        self.step_log.restore(state)
 
     def state_dict(self) -> dict[str, Any]:
         evaluation = self._evaluation.to_dict() if self._evaluation else None
@@ -397,6 +415,7 @@ def fit(
     tell: Callable[[str], None] | None = None,
     hear: Callable[[str], None] | None = None,
     response: str | None = None,
+    group_lengths: bool = False,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -441,6 +460,7 @@ def fit(
         hear: Called now and then with how far the model is with its answers [default: tell].
         response: What follows an alarm (see `alarms`): "warn", "roll-back", which keeps what was before unless audits
             are off, or "stop"; without one nothing is compared.
+        group_lengths: Put prompts of similar length into a batch, which then has less padding.
         epochs, steps, batch_size, lr, clip: Those that are left out are the method's advice; without advice 1 epoch, 8
             prompts, a rate of 1e-5 and a gradient norm of 1. Epochs that are given take the place of advised steps.
 
@@ -464,6 +484,7 @@ def fit(
     chosen = _settings({field.name: arguments[field.name] for field in fields(Settings)}, method, data)
     options: dict[str, Any] = {"suite": suite, "max_tokens": max_tokens, "engine": engine, "hear": hear or tell}
     options["response"] = response
+    options["group_lengths"] = group_lengths
     task = LanguageTask(build, data.sealed(), method, seed=seed, **options)
     trainer = Trainer(task, method, chosen, folder=folder, device=device, warn=warn, tell=tell)
     return drive(trainer, resume, progress)

@@ -28,6 +28,7 @@ from ..core.logits import Logits, Projection, product
 from ..core.memory import LargeModel, WeightView
 from ..core.step import Rows
 from ..errors import DataError, RecipeError
+from .chat_options import own_template, set_options, with_options
 from .hub import causal, description, parameter_count, quiet
 
 PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
@@ -199,7 +200,12 @@ class Causal(LargeModel):
         lm: the model, or a `peft.PeftModel` around it.
         tokenizer: its tokenizer.
         origin: gives the weights that training began with, where they are asked for after it has begun.
+
+    Attributes:
+        teacher_template: the chat template of what is read with a context, where it is not the tokenizer's own.
     """
+
+    teacher_template: str | None = None
 
     def __init__(self, lm: Any, tokenizer: Any, origin: Callable[[], Mapping[str, Tensor]] | None = None) -> None:
         super().__init__()
@@ -226,7 +232,7 @@ class Causal(LargeModel):
     @property
     def reader(self) -> Reader:
         """What it reads by."""
-        return Reader(self.tokenizer, self.context_length)
+        return Reader(self.tokenizer, self.context_length, self.teacher_template)
 
     @property
     def has_adapter(self) -> bool:
@@ -436,10 +442,12 @@ class PromptLengthError(DataError):
 
 @dataclass(frozen=True)
 class Reader:
-    """What a model reads by: its tokenizer, and how many tokens it reads at most (None: it knows no end)."""
+    """What a model reads by: its tokenizer, how many tokens it reads at most (None: it knows no end), and the chat
+    template of what is read with a context, where it is not the tokenizer's own."""
 
     tokenizer: Any
     context_length: int | None
+    teacher_template: str | None = None
 
     def fits(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens fits the model's context."""
@@ -471,7 +479,9 @@ class Pretrained:
     """A factory of students: ``name`` as `pretrained.locate` reads it, LoRA of rank ``lora`` (0: all weights learn).
 
     ``targets`` are the layers with an adapter, comma separated; ``alpha`` its scale [default: 2 x rank].
-    ``checkpointing`` computes activations again in the backward pass, for less memory.
+    ``checkpointing`` computes activations again in the backward pass, for less memory. ``student_template`` are options
+    of the chat template, such as ``enable_thinking=false``; ``teacher_template`` those of what is read with a context,
+    where they differ from the student's.
     """
 
     name: str
@@ -479,6 +489,8 @@ class Pretrained:
     alpha: int | None = None
     targets: str = EVERYWHERE
     checkpointing: bool = False
+    student_template: str | None = None
+    teacher_template: str | None = None
 
     def __call__(self) -> Causal:
         lm, tokenizer = causal(self.name)
@@ -502,7 +514,25 @@ class Pretrained:
                 f"{self.name} has {parameters / 1e9:.2g} billion parameters, which need {needed / 2**30:.0f} GiB to be "
                 f"trained, and this machine has {memory / 2**30:.0f} GiB; {remedy}"
             )
-        return Reader(tokenizer, getattr(config, "max_position_embeddings", None))
+        return Reader(tokenizer, getattr(config, "max_position_embeddings", None), self.templates(tokenizer))
+
+    def templates(self, tokenizer: Any) -> str | None:
+        """Put the student's options into the chat template of a tokenizer.
+
+        Args:
+            tokenizer: A tokenizer of transformers.
+
+        Returns:
+            The template of what is read with a context, where it is another one.
+
+        Raises:
+            DataError: There is no template, or it has no such option.
+        """
+        if self.student_template:
+            set_options(tokenizer, self.student_template, "--student-template")
+        if not self.teacher_template:
+            return None
+        return with_options(own_template(tokenizer, "--teacher-template"), self.teacher_template, "--teacher-template")
 
     def __str__(self) -> str:
         return f"{self.name}{f', LoRA r{self.lora}' if self.lora else ''}"
@@ -523,7 +553,9 @@ def of_model(
     if how.checkpointing:
         lm.gradient_checkpointing_enable()
         lm.enable_input_require_grads()
-    return Causal(lm, tokenizer, origin)
+    made = Causal(lm, tokenizer, origin)
+    made.teacher_template = how.templates(tokenizer)
+    return made
 
 
 def _adapted(lm: Any, how: Pretrained) -> Any:

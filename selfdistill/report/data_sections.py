@@ -19,6 +19,7 @@ from ..evaluation.statistics import share_interval
 from ..io.display import plural
 from .figures import bars, residuals
 from .layout import figure, matrix, paragraph, table
+from .summary import score_rows
 
 BASELINES = ("plain", "the learner alone")  # among the models whose predictions a result holds
 SHOWN = 48  # rows whose labels look wrong on a page
@@ -72,7 +73,7 @@ def asked(record: Mapping[str, Any]) -> str:
 
 def measured(result: Mapping[str, Any]) -> list[str]:
     """The final model's score with its interval, and how many labels look wrong, a line each."""
-    lines, test, rows = [], result.get("test", {}), int(result["data"]["rows"].get("test", 0))
+    lines, test, rows = [], result.get("test", {}), score_rows(result)
     if rows and "accuracy" in test and "breakdown" in result:
         right = round(test["accuracy"] * rows)
         low, high = share_interval(right, rows)
@@ -84,8 +85,19 @@ def measured(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"The final model is off by {test['rmse']:.4g} on {rows:,} test rows (RMSE; {test['mae']:.4g} on average)."
         )
+    if cross := result.get("cross_fit"):
+        lines = [_cross_line(cross, test), cross["about"]]
     errors = result.get("label_errors")
     return lines + (summary_lines(errors) if errors else [])
+
+
+def _cross_line(cross: Mapping[str, Any], test: Mapping[str, float]) -> str:
+    """The cross-fitted score with its interval."""
+    share, rows = cross["metric"] == "accuracy", f"{cross['rows']:,} labelled rows"
+    ends = (test[cross["metric"]], cross["low"], cross["high"])
+    value, low, high = (f"{100 * end:.1f} %" if share else f"{end:.4g}" for end in ends)
+    what = f"are right on {value} of {rows}" if share else f"are off by {value} (RMSE) on {rows}"
+    return f"Models that did not learn a row {what} (95 % interval {low} to {high})."
 
 
 def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
@@ -225,14 +237,15 @@ def annotators(result: Mapping[str, Any]) -> list[str]:
 def worst_errors(result: Mapping[str, Any], cards: Mapping[int, RowCard]) -> list[str]:
     """The test rows on which the final model is most certainly wrong, or farthest off."""
     worst = result.get("breakdown", {}).get("worst", [])
-    rows = []
+    rows, split = [], "left out" if "cross_fit" in result else "test"
     for row in worst:
         sure = "" if row["confidence"] is None else f", {100 * row['confidence']:.0f} % sure"
         name = f"row {row['row']}" if row["name"] == str(row["row"]) else "/".join(Path(row["name"]).parts[-2:])
-        rows.append((row["row"], f"predicted {row['predicted']}{sure}", f"label: {row['label']}; test, {name}"))
-    words = "Test rows on which the final model is most certainly wrong. Some of their labels may be wrong instead."
+        rows.append((row["row"], f"predicted {row['predicted']}{sure}", f"label: {row['label']}; {split}, {name}"))
+    who = "Rows on which the model that did not learn them" if split != "test" else "Test rows on which the final model"
+    words = f"{who} is most certainly wrong. Some of their labels may be wrong instead."
     if worst and worst[0]["confidence"] is None:
-        words = "Test rows on which the final model is farthest off."
+        words = f"{who} is farthest off."
     return [paragraph(words, "soft"), card_list(rows, cards)] if rows else []
 
 

@@ -16,7 +16,7 @@ from ..io.expressions import one_line
 from ..io.run_record import read_record
 from ..training.task_type import FigureTable
 from .layout import page, paragraph, section, table
-from .summary import COLUMNS
+from .summary import COLUMNS, score_rows
 
 DEPTH = 3  # folders below the one that is asked for, in which runs are looked for
 SORTS = ("score", "seconds", "date")
@@ -114,7 +114,15 @@ def _entry(path: Path, place: str) -> Entry | str:
     metric = next((name for name in COLUMNS[data["task"]] if result["test"].get(name) is not None), None)
     if metric is None:
         return "has no score: no row has a label"
-    key = (data["name"], data["task"], tuple(data["classes"]), data["rows"].get("test"), request.target, metric)
+    key = (
+        data["name"],
+        data["task"],
+        tuple(data["classes"]),
+        score_rows(result),
+        request.target,
+        metric,
+        "cross_fit" in result,
+    )
     control = result.get("plain") or {}
     own = control.get("from") == "method" or result["chosen"] == "plain"  # the final model is the baseline
     plain = None if own else control.get("end", {}).get(metric)
@@ -129,7 +137,7 @@ def _table(group: Sequence[Entry], sort: str) -> FigureTable:
     orders = {"score": lambda one: -one.score if higher else one.score, "seconds": lambda one: one.result["seconds"]}
     ordered = sorted(group, key=orders.get(sort, lambda one: -one.date))
     name = COLUMNS[data["task"]][metric]
-    rows = f"{data['rows'].get('test', 0):,} test rows"
+    rows = f"{score_rows(group[0].result):,} {'cross-fitted' if 'cross_fit' in group[0].result else 'test'} rows"
     title = f"{data['name']}: {name}, {'more' if higher else 'less'} is better ({rows}, {plural(len(group), 'run')})"
     marks = {one.result["data"]["fingerprint"] for one in group}
     caption = "Differences within the intervals may be chance; `selfdistill compare` pairs seeds."
@@ -142,7 +150,7 @@ def _line(entry: Entry) -> list[str]:
     result, share = entry.result, entry.metric in POINTS
     scale, unit = (100.0, " points") if share else (1.0, "")
     score = f"{scale * entry.score:.1f} %" if share else f"{entry.score:.4g}"
-    rows = int(result["data"]["rows"].get("test") or 0)
+    rows = score_rows(result)
     ends = ""
     if entry.metric == "accuracy" and rows:
         low, high = share_interval(min(rows, max(0, round(entry.score * rows))), rows)

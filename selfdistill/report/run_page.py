@@ -16,7 +16,7 @@ from ..training.task_type import GenerationCurve, TaskType
 from . import data_sections as rows
 from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
 from .layout import code, details, figure, listed, page, paragraph, picture, section, steps, table
-from .summary import budget_lines, sentence, together, trials
+from .summary import budget_lines, score_place, score_rows, sentence, together, trials
 from .summary import table as summary_table
 
 FIGURES = {"distance": "distance of two peers", "disagreement": "another class by two peers"}
@@ -60,7 +60,7 @@ def render(folder: Path, task: TaskType) -> str:
     further = [*filter(None, [trials(result)]), *task.tables(result)] if result else []
     names, lines_of = summary_table(result, task) if result else ([], [])
     if names:
-        place = f"on the test {'split' if task.unit == 'rows' else task.unit}"
+        place = score_place(result or {}, task.unit)
         figures = table((place, *names), [(name, *cells) for name, cells in lines_of])
         adjusted = summary_lines(result["label_errors"])[1:] if result and result.get("label_errors") else []
         parts.append(
@@ -252,7 +252,9 @@ def _predicted(result: dict[str, Any] | None) -> str:
     if not points:
         return ""
     return figure(
-        scatter(list(points.items()), "values by prediction"), "On the test split; the line is y = x.", "small"
+        scatter(list(points.items()), "values by prediction"),
+        f"{score_place(result or {})[0].upper()}{score_place(result or {})[1:]}; the line is y = x.",
+        "small",
     )
 
 
@@ -260,8 +262,8 @@ def _calibration(result: dict[str, Any] | None) -> str:
     bins = (result or {}).get("reliability")
     if not result or not bins:
         return ""
-    drawing = reliability(list(bins.items()), result["data"]["rows"].get("test", 0))
-    caption = "Test rows by how sure the model is: the bar is the share that is right, the mark how sure it was."
+    drawing = reliability(list(bins.items()), score_rows(result))
+    caption = "Rows that did not teach by how sure the model is: the bar is the share that is right, the mark how sure."
     return figure(drawing, caption)
 
 

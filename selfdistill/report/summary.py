@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data.copies import notices
@@ -38,6 +38,19 @@ STREAM = {
     "forward": "forward transfer",
     "domains": "all domains",
 }
+
+
+def score_rows(result: Mapping[str, Any]) -> int:
+    """The rows that scores are of: those of the test split, or all labelled ones where scores are cross-fitted."""
+    cross = result.get("cross_fit")
+    return int(cross["rows"] if cross else result["data"]["rows"].get("test") or 0)
+
+
+def score_place(result: Mapping[str, Any], unit: str = "rows") -> str:
+    """What scores are of, in words."""
+    if "cross_fit" in result:
+        return "cross-fitted, on all labelled rows"
+    return f"on the test {'split' if unit == 'rows' else unit}"
 
 
 def rows(result: dict[str, Any], task: TaskType) -> Rows:
@@ -108,7 +121,8 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
         f" A nearest-neighbour classifier on features scores {100 * nearest:.1f} %." if nearest is not None else ""
     )
     if not plain or plain["from"] == "method":
-        score = f"{metric[0].upper()}{metric[1:]} on the test split: {cells(result['test'])[0]}.{nearest}"
+        place = score_place(result)
+        score = f"{metric[0].upper()}{metric[1:]} {place}: {cells(result['test'])[0]}.{nearest}"
         return _choice(result) + score
     plain_chosen = result.get("chosen") == "plain"
     metrics = result["generations"][result["final_generation"]]["test"] if plain_chosen else result["test"]
@@ -240,7 +254,9 @@ def budget_lines(result: dict[str, Any]) -> list[str]:
     ['- budget 10min: 61.5 s, 20,000 passes and at most 410 MiB were spent', '- cut by the budget: 3 steps']
     """
     budget, explored = result.get("budget"), exploration_lines(result)
-    if refit := result.get("refit"):
+    if cross := result.get("cross_fit"):
+        explored.append(f"- {cross['about']}")
+    if (refit := result.get("refit")) and not cross:
         explored.append(f"- {refit['about']}")
     if not budget:
         return explored
@@ -259,7 +275,7 @@ def _tested(result: dict[str, Any], task: TaskType) -> list[str]:
     names, lines = table(result, task)
     if not names:
         return []
-    head = [f"| on the test split | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    head = [f"| {score_place(result)} | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     return [*head, *(f"| {markdown(name)} | {' | '.join(figures)} |" for name, figures in lines), ""]
 
 

@@ -178,6 +178,7 @@ class RunState:
         rollback: the state to which an audit within the generation goes back; empty before the first.
         sums: by term the sums over the epoch of total, count, kept and valid; under ``""`` that of the loss.
         last: the same of the last step.
+        lr, gradient_norm: of the last step, the norm before it was clipped; None where nothing is clipped.
         saved_at: when the last checkpoint was written, in seconds of the monotonic clock.
         previous_seconds: seconds that earlier processes have trained.
     """
@@ -206,6 +207,8 @@ class RunState:
     rollback: dict[str, Any] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
     last: dict[str, Tensor] = field(default_factory=dict)
+    lr: float = 0.0
+    gradient_norm: Tensor | None = None
     blueprint: str = ""  # digest of the model's layers and shapes; see `checkpointing.identity`
     saved_at: float = field(default_factory=time.monotonic)
     previous_seconds: float = 0.0

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from torch import Tensor
+
 from ..data.row_cards import SIDE, RowCard
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import label_errors
+from ..evaluation.cross_scores import CROSS_FIT, CrossScores
 from ..evaluation.label_next import Committee
 from ..io.expressions import expression_name, foreign_arguments
 from ..io.run_record import Lines, Request, read_record
@@ -86,6 +89,31 @@ class PreparedRun(Protocol):
         """
 
 
+class LabelledRows(NamedTuple):
+    """Labelled rows of data: sample ids (rows,), labels (rows,), the classes, and groups (rows,) that share a fold."""
+
+    ids: Tensor
+    y: Tensor
+    classes: Sequence[str]
+    groups: Tensor | None
+
+
+class CrossFittable(PreparedRun, Protocol):
+    """A run that can be trained without some of its labelled rows, and scored by their predictions."""
+
+    def labelled_rows(self) -> LabelledRows:
+        """All labelled rows."""
+
+    def without(self, held: Tensor) -> CrossFittable:
+        """The run on the other rows, with these (rows,) as its test split."""
+
+    def answers(self, folder: Path) -> Tensor:
+        """What the final model in a folder predicts for the test rows: logits (rows, classes), or values (rows,)."""
+
+    def scored_by(self, scores: CrossScores) -> PreparedRun:
+        """The run whose final model learns from all labelled rows, with these scores in place of a test split."""
+
+
 class Answers(Protocol):
     """The predictions of a finished run for new data; ``note`` tells what was left out of them."""
 
@@ -135,6 +163,7 @@ class TaskType(Protocol):
     quick: str | None = None  # the budget of `--effort quick`; None where a short training of its own is planned
     searched: bool = False  # whether arguments of its recipes can be searched on folds
     cross_examined: bool = False  # whether --folds leaves each row out once to examine its label
+    remembers: bool = False  # whether some of its recipes examine labels by what they remember of rows that taught
 
     def design(self) -> type[ComparisonDesign]:
         """How it is compared."""
@@ -206,6 +235,14 @@ class TaskType(Protocol):
     def code(self, request: Request) -> list[tuple[str, str]]:
         """Modules that the data of a request name, each with a name in it; they run where the data are loaded."""
         return []
+
+    def cross_fitted(self, request: Request) -> CrossFittable:
+        """The run of a request that keeps no test split.
+
+        Raises:
+            DataError: the task type has none.
+        """
+        raise DataError(f"--test {CROSS_FIT} is for networks and for learners on tables, not for {self.learner}")
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
         """The likely label errors of a finished run, the highest score first.

@@ -191,7 +191,8 @@ class Trainer:
         state = self.state
         if state.settings.clip is not None:
             state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), state.settings.clip)
+            state.gradient_norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.settings.clip)
+        state.lr = state.optimizer.param_groups[0]["lr"]
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.scheduler.step()

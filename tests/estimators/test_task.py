@@ -209,3 +209,17 @@ def test_a_column_that_is_empty_or_nearly_so_never_ends_a_run(tmp_path: Path, fi
         result = Run.create(request, tmp_path / model.partition("(")[0]).execute(tell=print)
         kinds = {column["name"]: column["type"] for column in result["data"]["column_types"]}
         assert kinds == {"a": "numeric", "void": "numeric" if filled else "empty"}
+
+
+def test_folds_are_those_that_leave_labelled_rows_out(tables: Path) -> None:
+    """--folds K sets the folds of the audit and of label errors."""
+    import numpy as np
+
+    from selfdistill.estimators.run import folds_of, prepare
+
+    ready = prepare(Request(data="iris", model="linear", method="self_distilled()", folds=3))
+    assert ready.estimator(0).audit_folds == 3
+    folds = folds_of(ready, 0)
+    assert len(folds) == 3
+    assert np.concatenate([held for _, held in folds]).size == len(ready.data.labelled)
+    assert len(folds_of(prepare(Request(data="iris", model="linear", method="plain()")), 0)) == 5

@@ -25,14 +25,16 @@ from selfdistill.language.contexts import (
     ShortContext,
     SiblingAttempts,
     WrongSolution,
+    begins_thought,
     difference,
     filled,
     paired,
     rendered,
+    spoken,
     suffix,  # fmt: skip
 )
 from selfdistill.language.recipes import context_distillation, gkd, sdft, sdpo, ssd
-from selfdistill.language.sampling import Sampling
+from selfdistill.language.sampling import RewardCheckers, Sampling
 from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.teachers import CurrentStudent, Ema, Frozen
 from selfdistill.teachers.weights import GeometricMixture
@@ -267,6 +269,55 @@ def test_attempts_show_a_siblings_solution() -> None:
     both = SiblingAttempts(both=True)(EXAMPLE, group, 1)
     assert both is not None
     assert both[-1][1] == f"Why?\n\nCorrect solution:\n\nmine{told}{end}"
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "answer"),
+    [
+        ("plain", False, "plain"),
+        ("<think>a</think>\n b <think>c</think>d", False, "b d"),
+        ("a</think>\n\nb", True, "b"),
+        ("a</think>b", False, "b"),  # the opening tag is lost, whatever the prompt ends with
+        ("a thought that was cut off", True, ""),
+        ("b <think> cut", False, "b"),
+    ],
+)
+def test_an_answer_has_no_thoughts(text: str, thinking: bool, answer: str) -> None:
+    assert Rollout(0, (), (), text, thinking=thinking).answer == answer
+
+
+def test_a_sibling_is_shown_without_thoughts_that_the_prompt_begins() -> None:
+    group = [
+        roll(0.0, "no</think> 3"),
+        replace(roll(1.0, "it is 4"), thinking=True),
+        replace(roll(1.0, "hm</think> 4"), thinking=True),
+    ]
+    said = SiblingAttempts()(EXAMPLE, group, 0)
+    assert said is not None
+    assert "Correct solution:\n\n4\n\n" in said[-1][1]  # the first one never came to an answer
+    assert SiblingAttempts()(EXAMPLE, group[:2], 0) is None
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_prompt_that_begins_a_thought_is_told_and_its_tags_stay_in_the_text(special: bool) -> None:
+    words = tokenizer(template=TEMPLATE.replace("<a>{% endif %}", "<a><think>\n{% endif %}"))
+    words.add_tokens(["<think>", "</think>"], special_tokens=special)
+    assert begins_thought(words, rendered(words, EXAMPLE.messages))
+    assert not begins_thought(words, [*rendered(words, EXAMPLE.messages), *words("a")["input_ids"]])
+    assert not begins_thought(tokenizer(), rendered(tokenizer(), EXAMPLE.messages))
+    said = words("hm</think>4<eos>", add_special_tokens=False)["input_ids"]
+    assert spoken(words, said) == "hm</think>4"
+
+
+def test_answers_are_checked_without_their_thoughts_but_by_functions_of_ones_own() -> None:
+    rollout = Rollout(0, (), (), "7 or 4</think>4", thinking=True)
+    for spec, reward in {"exact": 1.0, "numeric": 1.0, "regex:7": 0.0, f"{__name__}:thought": 1.0}.items():
+        example = Example((("user", "?"),), answer="4", checker=spec)
+        assert RewardCheckers()(rollout, example).reward == reward, spec
+
+
+def thought(completion: str, answer: str) -> bool:
+    return "7 or" in completion
 
 
 def test_prompts_are_rendered_with_the_assistants_turn_begun() -> None:

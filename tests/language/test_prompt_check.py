@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from selfdistill.errors import DataError
 from selfdistill.experiments.task_types import TASK_TYPES
 from selfdistill.io.run_record import Request
 from selfdistill.language import run as run_module
-from selfdistill.language.contexts import completed, rendered, template_notes, turn_end
+from selfdistill.language.completions import Writer, views
+from selfdistill.language.contexts import NoContext, completed, rendered, template_notes, turn_end
+from selfdistill.language.evaluation import check_teachers
 from selfdistill.language.prompt_check import check_prompts, long_prompts, without
 from selfdistill.language.recipes import context_distillation, opcd, sdft, sdpo, sft, ssd
-from selfdistill.language.sampling import ends, export
+from selfdistill.language.sampling import Sampling, ends, export
 from selfdistill.models import causal_lm
 from selfdistill.models.causal_lm import Reader
+from selfdistill.models.chat_options import with_options
 from tests.language.tiny import EOS, TEMPLATE, prompts, student, tokenizer
 
 STRICT = (
@@ -108,7 +112,35 @@ def test_a_completion_ends_as_the_template_ends_a_turn() -> None:
     assert (turn_end(bare), template_notes(bare)[0][:31]) == (EOS, "the model has no chat template:")
     lines = tokenizer(template="{% for m in messages %}# {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}")
     assert turn_end(lines) == EOS
-    assert "does not begin the assistant's turn" in template_notes(lines)[-1]
+    notes = template_notes(lines)
+    assert notes[0].startswith("the chat template ends a turn with no token that could end an answer; demonstrations")
+    assert "does not begin the assistant's turn" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("closing", "ids", "note"),
+    [
+        ("<eos>", ["<eos>"], None),
+        (" \n<eos>\n", [" ", "\n", "<eos>"], None),
+        (
+            " end\n<u>",
+            ["<eos>"],
+            "the chat template ends a turn with 'end <u>', which is no token that could end an answer",
+        ),
+        (
+            " /end",
+            ["<eos>"],
+            "ends a turn with '/end', which is no token that could end an answer; .* stop, at '<eos>'",
+        ),
+        ("<s>", ["<s>"], "ends a turn with '<s>' and the tokenizer calls '<eos>' the end; .* stop, at '<s>'"),
+    ],
+)
+def test_the_end_of_a_turn_is_that_of_the_template(closing: str, ids: list[str], note: str | None) -> None:
+    words = tokenizer(template=TEMPLATE.replace("<eos>", closing))
+    assert words.convert_ids_to_tokens(completed(words, "ab")) == ["a", "b", *ids]
+    notes = template_notes(words)
+    assert len(notes) == (note is not None)
+    assert note is None or re.search(note, notes[0])
 
 
 def test_answers_stop_at_the_end_of_a_turn_also_in_plain_transformers(tmp_path: Path) -> None:
@@ -225,10 +257,52 @@ def test_what_a_run_needs_is_told_before_the_model_is_loaded(
 
 
 @pytest.mark.parametrize(
-    "option", [{"max_tokens": 4}, {"lora": 4}, {"checker": "exact"}, {"skip_long": True}, {"alarms": "warn"}]
+    "option", [{"max_tokens": 4}, {"lora": 4}, {"checker": "exact"}, {"group_lengths": True}, {"alarms": "warn"}]
 )
 def test_options_of_prompts_are_refused_for_other_data(option: dict[str, Any]) -> None:
     request = Request(data="digits", **option)
     name = next(iter(option)).replace("_", "-")
     with pytest.raises(DataError, match=f"^--{name} has a meaning for prompts alone; leave it out$"):
         TASK_TYPES.of_request(request)
+
+
+# ---- templates of student and teacher ----------------------------------------------------------------
+
+BRIEF = TEMPLATE.replace("<a>{% endif %}", "<a>{% if brief %}:{% endif %}{% endif %}")
+
+
+def test_student_and_teacher_have_options_of_their_own(tmp_path: Path) -> None:
+    export(student(template=BRIEF), tmp_path / "model")
+    given, where = rows(demonstration="ab"), str(tmp_path / "model")
+
+    def prompts_of(**options: str) -> tuple[str, str]:
+        ready = prepared(tmp_path, where, given, method="sdft(turns=True)", **options)
+        writer = Writer(ready.method, ready.data, max_tokens=4)
+        writer.model = ready.build()
+        (rollout,) = writer.roll([0], Sampling(max_tokens=3), (0, "x"))
+        seen, words = views(writer, [rollout])["context"][0][0], writer.tokenizer
+        assert seen[1] == rollout.ids
+        return words.decode(rollout.prompt), words.decode(seen[0])
+
+    assert prompts_of() == ("<u>0+1?<a>", "<u>0+1?<a>ab<eos><u>0+1?<a>")
+    assert prompts_of(student_template="brief=true") == ("<u>0+1?<a>:", "<u>0+1?<a>ab<eos><u>0+1?<a>:")
+    assert prompts_of(teacher_template="brief=true") == ("<u>0+1?<a>", "<u>0+1?<a>ab<eos><u>0+1?<a>:")
+    apart = prompts_of(student_template="brief=true", teacher_template="brief=false")
+    assert apart == ("<u>0+1?<a>:", "<u>0+1?<a>ab<eos><u>0+1?<a>")
+    with pytest.raises(DataError, match=r"^--teacher-template: .* has no option 'breif' \(nearest: brief"):
+        prepared(tmp_path, where, given, method="ssd()", teacher_template="breif=true")
+    note = prepared(tmp_path, where, given, method="sft()", teacher_template="brief=true").note
+    assert "--teacher-template changes nothing: nothing of sft() is read with a context" in note
+
+
+def test_a_teacher_without_a_context_may_differ_by_its_template_alone() -> None:
+    model, method = student(template=BRIEF), sdft()
+    method = type(method)(**{**vars(method), "context": NoContext()})
+    writer = Writer(method, prompts(20))
+    writer.model = model
+    warned = list[str]()
+    check_teachers(writer, warned.append)
+    assert "adds nothing to any" in warned[0]
+    model.teacher_template = with_options(BRIEF, "brief=true", "x")
+    check_teachers(writer, warned.append)
+    assert len(warned) == 1

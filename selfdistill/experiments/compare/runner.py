@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ...errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
+from ...evaluation.cross_scores import CROSS_FIT
 from ...evaluation.statistics import fewest_seeds, reachable
 from ...io import trust
 from ...io.expressions import Range, one_line
@@ -137,6 +138,10 @@ class Comparison:
             parse_budget(request.budget)
         if request.search is not None or request.trials is not None:
             raise DataError("a comparison searches nothing; search by `selfdistill run`, and compare what it chooses")
+        if request.test == CROSS_FIT:
+            raise DataError(
+                f"--test {CROSS_FIT} is for `run` and `label-errors`; a comparison pairs scores on test rows"
+            )
         design = design_for(request, settings.methods)
         request = design.shared(request, settings)
         if settings.ablation and not design.ablates:
