@@ -54,6 +54,8 @@ _FIXED = (
     "max_tokens",
     "checkpointing",
     "alarms",
+    "dtype",
+    "save",
     "columns",
     "groups",
     "time",

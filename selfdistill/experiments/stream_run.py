@@ -323,6 +323,8 @@ _FIXED = (
     "max_tokens",
     "checkpointing",
     "alarms",
+    "dtype",
+    "save",
 )
 
 

@@ -28,6 +28,7 @@ from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request, read_lines
 from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO, is_auto
+from ..models.causal_folder import card_fields
 from ..models.causal_lm import packed
 from ..teachers import External
 from ..training import threads
@@ -339,6 +340,8 @@ _PROMPT_OPTIONS = {
     "max_tokens": "--max-tokens",
     "checkpointing": "--checkpointing",
     "alarms": "--alarms",
+    "dtype": "--dtype",
+    "save": "--save",
 }
 
 
@@ -526,6 +529,10 @@ class LanguageTaskType(TaskType):
             f"The final model {'; '.join(parts)} (over {result['data']['rows']['test']} test prompts)."
             f"{kept}{trouble} One seed proves little; repeat with other --seed values, or use `selfdistill compare`."
         )
+
+    def card_fields(self, result: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+        """With the base model."""
+        return card_fields("peft" if record["request"].get("save") == "adapter" else "transformers", result["base"])
 
     def loading(self, folder: str) -> list[str]:
         return [

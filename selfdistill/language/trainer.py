@@ -22,7 +22,7 @@ from ..data.prompts import Prompts
 from ..data.sampler import Order
 from ..errors import DataError, VitalsError
 from ..io.tensors import digest
-from ..models.causal_lm import Causal, completion_rows, packed
+from ..models.causal_lm import Causal, Pretrained, completion_rows, packed
 from ..training.callbacks import AuditNotice
 from ..training.checkpointing import identity
 from ..training.fit import Result, choose_device, drive, join, run_folder
@@ -68,6 +68,7 @@ class LanguageTask(Task):
     """
 
     problem = "generate"
+    keeps_best = False
 
     def __init__(
         self,
@@ -229,11 +230,7 @@ class LanguageTask(Task):
         examples = list(dict.fromkeys(r.example for r in rollouts))
         parts = self._parts(state, rollouts, len(examples))
         cut = [set(examples[i * len(examples) // parts : (i + 1) * len(examples) // parts]) for i in range(parts)]
-        batches = [self.batch(state, [r for r in rollouts if r.example in part]) for part in cut]
-        if distributed.size() == 1:  # else all processes ask equally often
-            views = dict.fromkeys(view for batch in batches for view in batch)
-            self.writer.model.micro_batches = [[b[view].x for b in batches if view in b] for view in views]
-        return batches
+        return [self.batch(state, [r for r in rollouts if r.example in part]) for part in cut]
 
     def _rollouts(self, state: RunState, rows: Tensor) -> list[Rollout]:
         """The completions of this process in a step."""
@@ -425,7 +422,7 @@ def fit(
     weight_decay: float = 1e-4,
     schedule: str = "cosine",
     clip: float | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     compile: bool = False,
     parallel: str = "ddp",
     seed: int = 0,
@@ -463,6 +460,7 @@ def fit(
         group_lengths: Put prompts of similar length into a batch, which then has less padding.
         epochs, steps, batch_size, lr, clip: Those that are left out are the method's advice; without advice 1 epoch, 8
             prompts, a rate of 1e-5 and a gradient norm of 1. Epochs that are given take the place of advised steps.
+        precision: Of forward passes [default: `Pretrained.precision` where ``build`` is one, else float32].
 
     The other arguments are the fields of `Settings`.
 
@@ -481,6 +479,7 @@ def fit(
     join(device)
     _check_engine(engine, method, parallel)
     folder = run_folder(out, resume)
+    arguments["precision"] = precision or (build.precision if isinstance(build, Pretrained) else "float32")
     chosen = _settings({field.name: arguments[field.name] for field in fields(Settings)}, method, data)
     options: dict[str, Any] = {"suite": suite, "max_tokens": max_tokens, "engine": engine, "hear": hear or tell}
     options["response"] = response

@@ -67,11 +67,13 @@ class Task:
         audit_rows: how many rows `evaluate` has a loss for; 0 if it has none.
         every_generation: whether all generations are needed, as the tasks of a stream are: a budget shortens them and
             drops none.
+        keeps_best: whether something asks for the weights of a generation's best epoch; else no copy of them is held.
     """
 
     problem: str = "classify"
     audit_rows: int = 0
     every_generation: bool = False
+    keeps_best: bool = True
 
     @property
     def identity(self) -> Mapping[str, Any]:
