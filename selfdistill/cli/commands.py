@@ -34,6 +34,7 @@ from .options import (
     one_line_errors,
     raw_csv_option,
     run_options,
+    save_option,
     training_settings,
     trust_option,
     update_options,
@@ -161,6 +162,7 @@ def main() -> None:
     "[recipe: der_pp()]. Controls are naive and joint training.",
 )
 @control_options
+@save_option
 @run_options
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **options: Any) -> None:
@@ -189,6 +191,7 @@ def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **opti
 @click.option(
     "--control/--no-control", default=True, help="Train the baseline too: the same model on the new rows alone."
 )
+@save_option
 @run_options
 @one_line_errors
 def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:

@@ -11,7 +11,16 @@ from typing import Any
 
 import click
 
-from .options import TEMPLATE_OPTIONS, Finite, echo, fields_option, one_line_errors, refuse_two_lengths, trust_option
+from .options import (
+    TEMPLATE_OPTIONS,
+    Finite,
+    dtype_option,
+    echo,
+    fields_option,
+    one_line_errors,
+    refuse_two_lengths,
+    trust_option,
+)
 
 
 @click.command()
@@ -33,6 +42,7 @@ from .options import TEMPLATE_OPTIONS, Finite, echo, fields_option, one_line_err
     help="Prompts to test on.",
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
+@dtype_option
 @click.option("--checker", metavar="SPEC", help="Checker of the rows that have an answer and name no checker.")
 @fields_option
 @TEMPLATE_OPTIONS[0]

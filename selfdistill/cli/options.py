@@ -134,7 +134,8 @@ THEMES = {
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
     "Language models": (
-        "fields keep checker student_template teacher_template skip_long group_lengths lora max_tokens checkpointing"
+        "fields keep checker student_template teacher_template skip_long group_lengths lora dtype save max_tokens "
+        "checkpointing alarms"
     ),
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
@@ -171,6 +172,20 @@ def _column_types(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         if pairs.setdefault(name, kind) != kind:
             raise click.BadParameter(f"{name!r} has two types, {pairs[name]} and {kind}; give one")
     return tuple(sorted(pairs.items()))
+
+
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    help="Prompts: dtype of the base weights and of the saved model; what learns is float32 [default: as in the file].",
+)
+
+
+save_option = click.option(
+    "--save",
+    type=click.Choice(["merged", "adapter", "both"]),
+    help="Prompts: save the whole model, the LoRA adapter as PEFT loads it, or both [default: merged].",
+)
 
 
 def _field_names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[tuple[str, str], ...]:
@@ -310,6 +325,7 @@ DATA_OPTIONS = [
         metavar="RANK",
         help="Prompts: rank of the LoRA adapter; 0 trains all weights.",
     ),
+    dtype_option,
     click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
@@ -318,6 +334,11 @@ DATA_OPTIONS = [
     ),
     click.option(
         "--checkpointing", is_flag=True, help="Prompts: gradient checkpointing; needs less memory and more time."
+    ),
+    click.option(
+        "--alarms",
+        type=click.Choice(["warn", "roll-back", "stop"]),
+        help="Prompts: compare length, entropy, diversity, leakage and confidence of answers before and after.",
     ),
     click.option(
         "--epochs",

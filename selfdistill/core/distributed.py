@@ -164,6 +164,17 @@ def whole(module: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
+def reshard(module: nn.Module) -> None:
+    """Leave each process with its part of a sharded module's weights; nothing is communicated."""
+    if size() == 1:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Has FSDP2 taken this module's parameters?"""
     return any(_is_shard(parameter) for parameter in module.parameters())
@@ -180,7 +191,8 @@ def gathered(tree: Any) -> Any:
     return tree
 
 
-def _like(full: Tensor, example: Tensor) -> Tensor:
+def shard_like(full: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor in parts, as another one is."""
     if _is_shard(example) and full.shape == example.shape:
         from torch.distributed.tensor import distribute_tensor
 
@@ -191,14 +203,16 @@ def _like(full: Tensor, example: Tensor) -> Tensor:
 def load_module(module: nn.Module, state: dict[str, Any]) -> None:
     """``load_state_dict`` from whole tensors, sharding them as the module is sharded."""
     now = module.state_dict()
-    module.load_state_dict({name: _like(value, now[name]) if name in now else value for name, value in state.items()})
+    module.load_state_dict(
+        {name: shard_like(value, now[name]) if name in now else value for name, value in state.items()}
+    )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load whole optimizer state, sharding each tensor as its parameter is sharded."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     sharded = {
-        index: {name: _like(v, params[index]) if isinstance(v, Tensor) else v for name, v in values.items()}
+        index: {name: shard_like(v, params[index]) if isinstance(v, Tensor) else v for name, v in values.items()}
         for index, values in state["state"].items()
     }
     optimizer.load_state_dict({"state": sharded, "param_groups": state["param_groups"]})

@@ -325,6 +325,9 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "alarms",
+    "dtype",
+    "save",
 )
 
 

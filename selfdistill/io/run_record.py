@@ -221,12 +221,13 @@ class Request:
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
     trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
-    ``checker``, ``fields``, ``student_template``, ``teacher_template``, ``skip_long``, ``lora``, ``max_tokens`` and
-    ``checkpointing`` are for language models: prior tasks that must not be forgotten, the checker of rows that name
-    none, (field, column) of fields that the file calls otherwise, options of the chat template, whether rows beyond the
-    model's context are left out, the rank of an adapter (0: all weights), tokens of an answer, and memory for time.
-    ``group_lengths`` puts prompts of similar length into a batch.
-    ``targets`` is a folder that keeps what a frozen outside teacher says.
+    ``checker``, ``fields``, ``student_template``, ``teacher_template``, ``skip_long``, ``lora``, ``max_tokens``,
+    ``checkpointing``, ``dtype`` and ``save`` are for language models: prior tasks that must not be forgotten, the
+    checker of rows that name none, (field, column) of fields that the file calls otherwise, options of the chat
+    template, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights), tokens of
+    an answer, memory for time, the dtype of the base weights, and whether the model is saved merged, as an adapter, or
+    both. ``group_lengths`` puts prompts of similar length into a batch; ``alarms`` is what follows where answers go
+    wrong in other ways than their score. ``targets`` is a folder that keeps what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
@@ -263,6 +264,9 @@ class Request:
     lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
     checkpointing: bool = False
+    alarms: str | None = None
+    dtype: str | None = None
+    save: str | None = None
     model: str | None = None
     init: str | None = None
     method: str | None = None

@@ -35,8 +35,9 @@ from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..methods.prior import read_most
 from ..methods.registry import is_auto, read_method
-from ..models.causal_lm import Causal, Pretrained, of_model
-from ..models.hub import ENCODERS, causal
+from ..models.causal_folder import check_save, rounded
+from ..models.causal_lm import Causal, Pretrained
+from ..models.hub import ENCODERS, causal, is_adapter, locate, stored_dtype
 from ..models.store import model_folder
 from ..training import budget, threads
 from ..training.fit import Result, choose_device
@@ -120,6 +121,7 @@ class LanguageRun:
             out=folder,
             progress=listeners.progress(title or self.expression),
             tell=listeners.tell,
+            response=self.request.alarms,
             **self.options(listeners),
             **self.settings,
         )
@@ -222,9 +224,13 @@ def prepare(request: Request) -> LanguageRun:
         model,
         lora=lora,
         checkpointing=request.checkpointing,
+        dtype=request.dtype or "auto",
         student_template=request.student_template,
         teacher_template=request.teacher_template,
     )
+    check_save(request.save or "merged", lora)
+    if request.save not in (None, "merged") and is_adapter(locate(model)):
+        raise DataError(f"{model} is an adapter, which can be no base of another one; give --save merged")
     reader = build.check()
     if request.skip_long:
         data = without(data, list(long_prompts(reader, method, data, most)))
@@ -376,7 +382,7 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners, own: Path | No
     evaluator = Evaluator(ready, choose_device(request.device), tell)
     result = _result(ready, folder, trained, control, evaluator)
     if distributed.rank() == 0:
-        export(evaluator.final_model(trained), folder / "model")
+        export(evaluator.final_model(trained), folder / "model", request.save or "merged", ready.build.name)
         card = {"format": FORMAT, "method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
         write_json(folder / "model" / "selfdistill.json", card)
     return result
@@ -394,6 +400,8 @@ class Evaluator:
         self.hear = hear if distributed.rank() == 0 else None
         self.ready, self.referee, self.right = ready, RewardCheckers(), evaluation.checked(ready.data)
         self.model: Causal = ready.build().to(device).eval()
+        if not self.model.has_adapter:  # what is judged is what is saved
+            rounded(self.model.lm, self.model.saved_dtype)
         self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
 
     def of(self, weights: dict[str, torch.Tensor] | None) -> Causal:
@@ -483,7 +491,7 @@ def _result(
     answers = before if trained.final_generation < 0 else asked[trained.final_generation]
     result: dict[str, Any] = {
         "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
-        "parameters": sum(p.numel() for p in evaluator.model.parameters()),
+        "base": ready.build.name, "parameters": sum(p.numel() for p in evaluator.model.parameters()),
         "learning": sum(p.numel() for p in evaluator.model.learning().values()),
         "data": ready.data.describe(), "seed": ready.request.seed,
         "final_generation": trained.final_generation, "chosen": "method",
@@ -562,7 +570,7 @@ def predict(folder: Path, source: str) -> Completions:
         raise CheckpointError(f"{place / 'selfdistill.json'} is damaged or foreign ({why}); run it again") from error
     check_format(place / "selfdistill.json", card.get("format"))
     data = load_prompts(source, columns=_columns_of(folder, source))
-    model = of_model(*causal(str(place))).eval()
+    model = Causal(*causal(str(place), stored_dtype(str(place)))).eval()
     most = card.get("max_tokens", TOKENS)
     check_answers(model.reader, data, most)
     sampling, every = Sampling(0.0, max_tokens=most), range(len(data.rows))

@@ -26,7 +26,8 @@ from .. import rng
 from ..data.examples import Example
 from ..data.rewards import Checker, names_function
 from ..errors import DataError, RecipeError
-from ..io.files import line_due, seconds_left, share, write
+from ..io.files import line_due, seconds_left, write
+from ..models.causal_folder import save_causal
 from ..models.causal_lm import Causal, ModelView, check_length
 from .contexts import Rollout, begins_thought, spoken, turn_end
 
@@ -228,22 +229,18 @@ def _read(output: Any) -> tuple[list[int], tuple[float, ...] | None]:
     return ids, chosen
 
 
-def export(model: Causal, folder: str | Path) -> None:
-    """The model as plain transformers load it, its adapter merged in a copy, with its tokenizer and the tokens that end
-    an answer; safetensors only."""
-    import copy
+def export(model: Causal, folder: str | Path, save: str = "merged", base: str = "") -> None:
+    """Write a model as plain transformers or PEFT load it, with its tokenizer and the tokens that end an answer.
 
-    from ..models.hub import quiet
-
-    with quiet():
-        whole = copy.deepcopy(model.lm).merge_and_unload() if model.has_adapter else model.lm
-        whole.save_pretrained(folder, safe_serialization=True)
-        model.tokenizer.save_pretrained(folder)
-        config = copy.deepcopy(whole.generation_config)
-        if turn_end(model.tokenizer) not in (config.eos_token_id, model.tokenizer.eos_token_id):
-            config.eos_token_id = ends(model)  # so that plain transformers stop where training stopped
-            config.save_pretrained(folder)
-    share(Path(folder))
+    Args:
+        model: The model; its adapter is merged in a copy.
+        folder: Where to.
+        save: ``merged``, ``adapter`` (a folder that PEFT loads) or ``both`` (the adapter in ``FOLDER/adapter``).
+        base: The model that it was trained from, for the cards.
+    """
+    end, config = turn_end(model.tokenizer), model.plain.generation_config
+    known = end in (config.eos_token_id, model.tokenizer.eos_token_id)
+    save_causal(model, folder, save, base, None if known else ends(model))
 
 
 def roll(

@@ -28,6 +28,7 @@ from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request, read_lines
 from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO, is_auto
+from ..models.causal_folder import card_fields
 from ..models.causal_lm import packed
 from ..teachers import External
 from ..training import threads
@@ -338,6 +339,9 @@ _PROMPT_OPTIONS = {
     "lora": "--lora",
     "max_tokens": "--max-tokens",
     "checkpointing": "--checkpointing",
+    "alarms": "--alarms",
+    "dtype": "--dtype",
+    "save": "--save",
 }
 
 
@@ -473,7 +477,8 @@ class LanguageTaskType(TaskType):
         if not lines:
             return super().vitals(folder)
         generations = [{"generation": line["generation"], **line["language"]} for line in lines]
-        return {"run": str(folder), "language": generations, "generations": [], "warnings": []}
+        alarms = [f"generation {line['generation']}: {alarm}" for line in lines for alarm in line.get("alarms", [])]
+        return {"run": str(folder), "language": generations, "generations": [], "warnings": alarms}
 
     def vitals_text(self, vitals: dict[str, Any]) -> str:
         """A table with a column a generation."""
@@ -485,7 +490,8 @@ class LanguageTaskType(TaskType):
             values = [one.get(name) for one in generations]
             if any(value is not None for value in values):
                 table.append([words, *("-" if value is None else f"{value:.3g}" for value in values)])
-        return "\n".join("  ".join([row[0].ljust(52), *(cell.rjust(12) for cell in row[1:])]) for row in table)
+        lines = ["  ".join([row[0].ljust(52), *(cell.rjust(12) for cell in row[1:])]) for row in table]
+        return "\n".join([*lines, *(f"alarm in {alarm}" for alarm in vitals["warnings"])])
 
     def preflight(self, request: Request, prompts: int, tell: Callable[[str], None]) -> dict[str, Any]:
         return preflight(prepare(request), prompts, choose_device(request.device), tell)
@@ -523,6 +529,10 @@ class LanguageTaskType(TaskType):
             f"The final model {'; '.join(parts)} (over {result['data']['rows']['test']} test prompts)."
             f"{kept}{trouble} One seed proves little; repeat with other --seed values, or use `selfdistill compare`."
         )
+
+    def card_fields(self, result: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+        """With the base model."""
+        return card_fields("peft" if record["request"].get("save") == "adapter" else "transformers", result["base"])
 
     def loading(self, folder: str) -> list[str]:
         return [

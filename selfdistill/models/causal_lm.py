@@ -10,9 +10,9 @@ It holds its teachers as other weights that answer through the student's own lay
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -24,12 +24,12 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import distributed
-from ..core.logits import Logits, Projection, product
+from ..core.logits import Logits, Projection
 from ..core.memory import LargeModel, WeightView
 from ..core.step import Rows
 from ..errors import DataError, RecipeError
 from .chat_options import own_template, set_options, with_options
-from .hub import causal, description, parameter_count, quiet
+from .hub import causal, description, parameter_count, stored_dtype
 
 PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
 
@@ -59,9 +59,6 @@ def completions(x: Tensor) -> tuple[Tensor, Tensor]:
     ids = x.new_zeros(mask.shape)
     ids[mask] = x[:, 0][x[:, 1] == COMPLETION]
     return ids, mask
-
-
-TOGETHER = 4096  # tokens that are looked at at once, without gradient: activations of one layer are held at a time
 
 
 def completion_rows(pairs: Sequence[tuple[Ids, Ids]], ids: Tensor | None = None, **extra: Tensor) -> Rows:
@@ -108,86 +105,107 @@ class OtherModel(ModelView):
 
 
 class Swapped(ModelView):
-    """Weights by their names in the student, as buffers, put in the place of its own for one look."""
+    """Weights by their names in the student, put in the place of its own for one look.
+
+    Those of an adapter are one more adapter of the student's model, to which PEFT switches: they cost what an adapter
+    costs. Others are buffers. Both are part of its state.
+
+    Attributes:
+        adapter: the name of the adapter that it holds; None where the student has none.
+    """
 
     def __init__(self, student: Causal, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
         super().__init__(student)
-        self.names = list(weights)
-        for i, value in enumerate(weights.values()):
-            self.register_buffer(str(i), value.detach().clone().to(dtype or value.dtype))
+        given = {name: value.detach().clone().to(dtype or value.dtype) for name, value in weights.items()}
+        factors = {name for name in given if student.adapter_name in name.split(".")}
+        self.adapter = student.add_adapter({n: v for n, v in given.items() if n in factors}) if factors else None
+        self.factors = {n: student.renamed(n, self.adapter) for n in given if n in factors}  # theirs, by the student's
+        self.names = [name for name in given if name not in factors]
+        for i, name in enumerate(self.names):
+            self.register_buffer(str(i), given[name])
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights by name."""
-        return {name: self.get_buffer(str(i)) for i, name in enumerate(self.names)}
+        """The weights by their names in the student; of an adapter the tensors that are switched to."""
+        own = dict(self.student[0].named_parameters()) if self.factors else {}
+        held = {name: own[theirs].detach() for name, theirs in self.factors.items()}
+        return held | {name: self.get_buffer(str(i)) for i, name in enumerate(self.names)}
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
-        yield self.student[0], self.weights()
+        model, weights = self.student[0], self.weights()
+        with model.with_adapter(self.adapter) if self.adapter else contextlib.nullcontext():
+            yield model, {name: weights[name] for name in self.names} or None
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        weights = self.weights()
+        destination.update({prefix + _key(name): weights[name] for name in self.factors})
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        weights, own = self.weights(), {prefix + _key(name): name for name in self.factors}
+        super()._load_from_state_dict({n: v for n, v in state_dict.items() if n not in own}, prefix, *rest)
+        rest[2].extend(key for key in own if key not in state_dict)  # the names that are missing
+        for key in own.keys() & state_dict.keys():
+            weights[own[key]].copy_(state_dict[key])
+
+
+def _key(name: str) -> str:
+    """A weight's name in a state, which has no dots of its own.
+
+    >>> _key("lm.q.lora_A.default.weight")
+    'lm/q/lora_A/default/weight'
+    """
+    return name.replace(".", "/")
 
 
 class Averaged(Swapped):
     """A moving average of the student's weights in float32, rounded to their precision when it is looked through.
 
-    Under LoRA the update dW = s B A is averaged as one matrix a layer: averages of A and of B have another product. In
-    bfloat16 an average of a small rate stands still.
+    Of an adapter the products B A are averaged, as factors of the rank of the adapter (`lora.average_products`): it
+    costs what an adapter costs. An average of A and one of B would have another product.
+
+    In bfloat16 an average of a small rate stands still.
     """
 
     def __init__(self, student: Causal) -> None:
-        super().__init__(student, dict(student.averaged_weights()), torch.float32)
-        self._together: Sequence[Tensor] = ()
-        self._answers: list[Projection] = []
+        super().__init__(student, student.learning(), torch.float32)
+        self._pairs: Sequence[Any] = ()
+        if self.factors:
+            from .lora import factor_pairs
+
+            self._pairs = factor_pairs(student, self.factors)
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
-        model, weights = self.student[0], self.weights()
-        own = dict(model.named_parameters())
-        whole = {n: w.to(own[n].dtype) for n, w in weights.items() if n in own}
-        with model.shifted({n: w for n, w in weights.items() if n not in own}):
-            yield model, whole
-
-    def forward(self, x: Tensor) -> dict[str, Projection | Tensor]:
-        """As any view; under LoRA, weights and updates are added up once for all micro-batches of a step."""
-        model = self.student[0]
-        together = next((xs for xs in model.micro_batches if any(x is other for other in xs)), None)
-        if together is None or not model.has_adapter or not model.linear:
-            return super().forward(x)
-        if self._together is not together:
-            self._together, self._answers = together, list(answers(together, self._looked))
-        return {"logits": next(a for other, a in zip(together, self._answers, strict=True) if other is x)}
-
-    def _looked(self, x: Tensor) -> Projection:
-        found = super().forward(x)["logits"]
-        assert isinstance(found, Projection)
-        return found
+        with super().placed() as (model, weights):
+            own = dict(model.named_parameters()) if weights else {}
+            yield model, weights and {name: w.to(own[name].dtype) for name, w in weights.items()}
 
     @torch.no_grad()
     def follow(self, student: nn.Module, share: float) -> None:
+        if self.factors:
+            self._follow_adapter(student, share)
+        if not self.names:
+            return
         weights = self.weights()
         with distributed.whole(student):
-            for name, now in self.student[0].averaged_weights():
-                weights[name].lerp_(now.to(weights[name].dtype), share)
+            own = self.student[0].learning()
+            for name in self.names:
+                weights[name].lerp_(own[name].detach().to(weights[name].dtype), share)
 
+    def _follow_adapter(self, student: nn.Module, share: float) -> None:
+        """In the parts that each process holds, all of which compute the same."""
+        from .lora import average_products
 
-def answers(xs: Sequence[Tensor], answer: Callable[[Tensor], Projection]) -> Iterator[Projection]:
-    """The answer to each of some batches of rows (rows, 2, length), as many asked together as `TOGETHER` allows."""
-    for few in _neighbours(xs):
-        longest = max(x.shape[-1] for x in few)
-        whole = answer(torch.cat([nn.functional.pad(x, (0, longest - x.shape[-1])) for x in few]))
-        for x, hidden in zip(few, whole.hidden.split([len(x) for x in few]), strict=True):
-            length = int((x[:, 1] == COMPLETION).sum(1).max()) if len(x) else 0
-            yield whole._replace(hidden=hidden[:, :length])
-
-
-def _neighbours(xs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours, until padded to the longest they have more tokens than may be looked at together."""
-    few = list[Tensor]()
-    for x in xs:
-        if few and sum(map(len, [*few, x])) * max(y.shape[-1] for y in [*few, x]) > TOGETHER:
-            yield few
-            few = []
-        few.append(x)
-    if few:
-        yield few
+        distributed.reshard(student)
+        weights, own = self.weights(), self.student[0].learning()
+        held = distributed.gathered({name: weights[name] for name in self.factors})
+        now = distributed.gathered({name: own[name].detach() for name in self.factors})
+        found = average_products(self._pairs, held, now, share)
+        for name in self.factors:
+            if name not in found:
+                found[name] = held[name].lerp(now[name].to(held[name].dtype), share)
+            weights[name].copy_(distributed.shard_like(found[name], weights[name]))
 
 
 class Causal(LargeModel):
@@ -200,6 +218,7 @@ class Causal(LargeModel):
         lm: the model, or a `peft.PeftModel` around it.
         tokenizer: its tokenizer.
         origin: gives the weights that training began with, where they are asked for after it has begun.
+        dtype: the dtype that the model is saved in [default: that of its weights].
 
     Attributes:
         teacher_template: the chat template of what is read with a context, where it is not the tokenizer's own.
@@ -207,13 +226,19 @@ class Causal(LargeModel):
 
     teacher_template: str | None = None
 
-    def __init__(self, lm: Any, tokenizer: Any, origin: Callable[[], Mapping[str, Tensor]] | None = None) -> None:
+    def __init__(
+        self,
+        lm: Any,
+        tokenizer: Any,
+        origin: Callable[[], Mapping[str, Tensor]] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.lm, self.tokenizer, self.origin = lm, tokenizer, origin
+        self.saved_dtype = dtype or self.plain.dtype
         self.vocabulary = min(len(tokenizer), self.plain.get_output_embeddings().weight.shape[0])
         self.register_state_dict_post_hook(_learning_only)  # type: ignore[no-untyped-call]
         self._linear: bool | None = None
-        self.micro_batches: Sequence[Sequence[Tensor]] = ()  # rows that a teacher may be asked about together
 
     @property
     def plain(self) -> Any:
@@ -301,14 +326,6 @@ class Causal(LargeModel):
             )
         return OtherModel(other.to(next(self.parameters()).device))
 
-    def averaged_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What a moving average holds, one layer at a time: an adapter's update as one matrix, and what else learns."""
-        for name, layer in self.adapters().items():
-            yield name, update_of(layer).detach()
-        for name, value in self.learning().items():
-            if not self.has_adapter or "lora_" not in name:
-                yield name, value.detach()
-
     @torch.no_grad()
     def hidden_states(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Hidden states in eval mode without gradient, with some weights put in place of its own: (rows, T, width)."""
@@ -351,42 +368,68 @@ class Causal(LargeModel):
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
         """The pre-trained weights, for as long as it lasts; nothing changes where there is no adapter."""
-        with self.lm.disable_adapter() if self.has_adapter else contextlib.nullcontext():
+        if not self.has_adapter:
+            yield
+            return
+        with self._as_it_learns(), self.lm.disable_adapter():
             yield
 
     @contextlib.contextmanager
-    def shifted(self, updates: Mapping[str, Tensor]) -> Iterator[None]:
-        """Updates (by the names of `adapters`) in the adapter's place, for as long as it lasts. A layer's weights are
-        added up when the layer is asked and forgotten afterwards, so that one layer of them is in memory at a time.
-        What it does with them is its own affair: GPT-2 keeps them transposed, embeddings look them up.
-        """
-        bases = {name: layer.base_layer for name, layer in self.adapters().items() if name in updates}
-
-        def shifted_forward(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
-            def forward(x: Tensor) -> Tensor:
-                weight = (base.weight.float() + update).to(base.weight.dtype)
-                if type(base) is nn.Linear:
-                    return product(x.flatten(0, -2), weight, base.bias).view(*x.shape[:-1], -1)
-                del base.forward  # the class's own, for this call
-                try:
-                    return functional_call(base, {"weight": weight}, (x,))  # type: ignore[no-any-return]
-                finally:
-                    base.forward = forward
-
-            return forward
-
-        try:
-            for name, base in bases.items():
-                base.forward = shifted_forward(base, updates[name])
-            with self.without_adapter():
+    def with_adapter(self, name: str) -> Iterator[None]:
+        """Another adapter of the model in the place of its own, for as long as it lasts."""
+        own = self.adapter_name
+        with self._as_it_learns():
+            self.lm.set_adapter(name, inference_mode=True)
+            try:
                 yield
-        finally:
-            for base in bases.values():
-                del base.forward  # the class's own is found again
+            finally:
+                self.lm.set_adapter(own)
 
-    def adapters(self) -> dict[str, Any]:
-        """LoRA's layers by name."""
-        return {name: m for name, m in self.named_modules() if hasattr(m, "get_delta_weight")}
+    def add_adapter(self, weights: Mapping[str, Tensor]) -> str:
+        """Add an adapter like its own, which does not learn, and return its name.
+
+        Args:
+            weights: Of the adapter, by the names of its own; the tensors are taken, not copied.
+        """
+        from .lora import without_warnings
+
+        config = copy.deepcopy(self.lm.peft_config[self.adapter_name])
+        config.init_lora_weights = True  # other ways to begin change the weights under the adapter
+        name = f"held{len(self.lm.peft_config)}"
+        with (
+            self._as_it_learns(),
+            without_warnings(),
+            torch.random.fork_rng(devices=[]),
+        ):  # what it begins with is not what it holds
+            self.lm.add_adapter(name, config)
+        own = dict(self.named_parameters())
+        for theirs, value in weights.items():
+            own[self.renamed(theirs, name)].data = value
+        return name
+
+    def renamed(self, name: str, adapter: str | None) -> str:
+        """The name in another adapter of a weight of its own adapter."""
+        return ".".join(adapter if part == self.adapter_name and adapter else part for part in name.split("."))
+
+    @contextlib.contextmanager
+    def _as_it_learns(self) -> Iterator[None]:
+        """PEFT decides anew what learns when it switches; afterwards it is what it was."""
+        flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        try:
+            yield
+        finally:
+            for parameter, learns in flags:
+                parameter.requires_grad_(learns)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its base has weights of few bits, which are read and never trained."""
+        return "quantization_config" in vars(self.plain.config)
+
+    @property
+    def adapter_name(self) -> str | None:
+        """The name of the adapter that learns; None without one."""
+        return str(self.lm.active_adapter) if self.has_adapter else None
 
     def learning(self) -> dict[str, Tensor]:
         """The parameters that learn, by name."""
@@ -400,6 +443,8 @@ class Causal(LargeModel):
         return self._linear
 
     def _reads_linearly(self) -> bool:
+        if self.plain.get_decoder() is self.plain:  # transformers do not say where its layers are
+            return False
         probe = torch.arange(1, 4, device=next(self.parameters()).device)[None]
         with self.inference():  # dropout would differ between the two, and draw numbers that a resumed run draws again
             states = self.plain.get_decoder()(probe, use_cache=False).last_hidden_state
@@ -423,11 +468,6 @@ class _Whole(nn.Module):
 
     def forward(self, **options: Any) -> Any:
         return self.lm(**options)
-
-
-def update_of(layer: Any) -> Tensor:
-    """The update that a layer of LoRA adds to its weight: s B A."""
-    return layer.get_delta_weight(layer.active_adapters[0])  # type: ignore[no-any-return]
 
 
 def _learning_only(module: Causal, state: dict[str, Any], prefix: str, metadata: Any) -> None:
@@ -470,8 +510,8 @@ def check_length(prompt: Ids, model: Causal | Reader, completion: int, subject: 
 NEEDS_PEFT = "LoRA needs peft: pip install 'selfdistill[language]', or give --lora 0, which trains all weights"
 
 
-#: Where LoRA goes: all linear layers of the blocks.
-EVERYWHERE = "all-linear"
+#: The dtypes that a model's weights can be loaded and saved in.
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -479,22 +519,43 @@ class Pretrained:
     """A factory of students: ``name`` as `pretrained.locate` reads it, LoRA of rank ``lora`` (0: all weights learn).
 
     ``targets`` are the layers with an adapter, comma separated; ``alpha`` its scale [default: 2 x rank].
-    ``checkpointing`` computes activations again in the backward pass, for less memory. ``student_template`` are options
-    of the chat template, such as ``enable_thinking=false``; ``teacher_template`` those of what is read with a context,
-    where they differ from the student's.
+    ``checkpointing`` computes activations again in the backward pass, for less memory. ``dtype`` is that of the base
+    weights and of the saved model: ``auto`` (as in the file), ``bfloat16``, ``float16`` or ``float32``. What learns is
+    float32: the factors of LoRA, or without LoRA all weights, which are rounded to the dtype in each forward pass.
+    ``student_template`` are options of the chat template, such as ``enable_thinking=false``; ``teacher_template`` those
+    of what is read with a context, where they differ from the student's.
     """
 
     name: str
     lora: int = 0
     alpha: int | None = None
-    targets: str = EVERYWHERE
+    targets: str = "all-linear"
     checkpointing: bool = False
+    dtype: str = "auto"
     student_template: str | None = None
     teacher_template: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", *DTYPES):
+            raise DataError(f"dtype is auto, {', '.join(DTYPES)}, not {self.dtype!r}")
+
     def __call__(self) -> Causal:
-        lm, tokenizer = causal(self.name)
-        return of_model(lm, tokenizer, self, lambda: of_model(*causal(self.name)).learning())
+        dtype = self.saved_dtype
+        lm, tokenizer = causal(self.name, dtype if self.lora else torch.float32)
+        return of_model(lm, tokenizer, self, lambda: of_model(*causal(self.name)).learning(), dtype)
+
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        """The dtype of the base weights and of the saved model."""
+        return stored_dtype(self.name) if self.dtype == "auto" else DTYPES[self.dtype]
+
+    @property
+    def precision(self) -> str:
+        """The precision of forward passes that fits the weights: beside float32 weights that all learn, the dtype they
+        are saved in. A frozen base computes in its own dtype; float16 alone needs its losses scaled.
+        """
+        found = next((name for name, dtype in DTYPES.items() if dtype == self.saved_dtype), "float32")
+        return "float32" if self.lora and found == "bfloat16" else found
 
     def check(self) -> Reader:
         """What the model reads by, without its weights.
@@ -507,12 +568,13 @@ class Pretrained:
             raise DataError(NEEDS_PEFT)
         tokenizer, config = description(self.name)
         parameters, memory = parameter_count(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        needed = 4 * parameters * (1 if self.lora or torch.cuda.is_available() else 4)
-        if needed > memory:
+        each = self.saved_dtype.itemsize if self.lora else 4 * (1 if torch.cuda.is_available() else 4)
+        if each * parameters > memory:
             remedy = "take a smaller model" if self.lora else "take a smaller model, or --lora 16"
             raise DataError(
-                f"{self.name} has {parameters / 1e9:.2g} billion parameters, which need {needed / 2**30:.0f} GiB to be "
-                f"trained, and this machine has {memory / 2**30:.0f} GiB; {remedy}"
+                f"{self.name} has {parameters / 1e9:.2g} billion parameters, which need "
+                f"{each * parameters / 2**30:.0f} GiB to be trained, and this machine has {memory / 2**30:.0f} GiB; "
+                f"{remedy}"
             )
         return Reader(tokenizer, getattr(config, "max_position_embeddings", None), self.templates(tokenizer))
 
@@ -535,7 +597,8 @@ class Pretrained:
         return with_options(own_template(tokenizer, "--teacher-template"), self.teacher_template, "--teacher-template")
 
     def __str__(self) -> str:
-        return f"{self.name}{f', LoRA r{self.lora}' if self.lora else ''}"
+        dtype = "" if self.dtype == "auto" else f", {self.dtype}"
+        return f"{self.name}{f', LoRA r{self.lora}' if self.lora else ''}{dtype}"
 
 
 def of_model(
@@ -543,38 +606,31 @@ def of_model(
     tokenizer: Any,
     how: Pretrained | None = None,
     origin: Callable[[], Mapping[str, Tensor]] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Causal:
-    """A student around a model in memory, with what ``how`` asks for: LoRA, checkpointing."""
-    how = how or Pretrained("")
+    """A student around a model in memory, with what ``how`` asks for: LoRA, checkpointing.
+
+    Args:
+        lm: The transformers model; where all of its weights learn they become float32.
+        tokenizer: Its tokenizer.
+        how: How it is trained.
+        origin: As of `Causal`.
+        dtype: What it is saved in [default: its own].
+    """
+    how, dtype = how or Pretrained(""), dtype or lm.dtype
     if how.lora:
-        lm = _adapted(lm, how)
+        if importlib.util.find_spec("peft") is None:
+            raise DataError(NEEDS_PEFT)
+        from .lora import add_lora
+
+        lm = add_lora(lm, how.name, how.lora, how.alpha or 2 * how.lora, how.targets)
     else:
         lm.requires_grad_(True)
+        if lm.dtype in (torch.bfloat16, torch.float16):  # where small steps are lost
+            lm.float()
     if how.checkpointing:
         lm.gradient_checkpointing_enable()
         lm.enable_input_require_grads()
-    made = Causal(lm, tokenizer, origin)
+    made = Causal(lm, tokenizer, origin, dtype)
     made.teacher_template = how.templates(tokenizer)
     return made
-
-
-def _adapted(lm: Any, how: Pretrained) -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise DataError(NEEDS_PEFT) from None
-    targets = how.targets if how.targets == EVERYWHERE else how.targets.split(",")
-    config = peft.LoraConfig(
-        r=how.lora, lora_alpha=how.alpha or 2 * how.lora, target_modules=targets, task_type="CAUSAL_LM"
-    )
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # what peft asks of transformers is their affair
-            warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out itself that GPT-2's are transposed
-            adapted = peft.get_peft_model(lm, config)
-    except ValueError as error:
-        raise DataError(f"LoRA does not fit {how.name} ({error}); name its layers, such as q_proj,v_proj") from error
-    from .lora import use_fast_layers
-
-    use_fast_layers(adapted)
-    return adapted

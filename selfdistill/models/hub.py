@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 
 from ..errors import DataError
 from ..io.expressions import nearest, one_line
@@ -35,10 +37,20 @@ BUILT_IN = {
 }
 
 
+#: Built-in names of models whose weights are also on the hub, and their names there.
+_ON_HUB = {
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+}
+
+
 ENCODERS = ("gt-minilm", "minilm")  # those that encode texts and generate none
 
 
 CONFIG = "config.json"
+
+
+ADAPTER_CONFIG = "adapter_config.json"  # of a folder that PEFT wrote
 
 
 _PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -78,6 +90,43 @@ def locate(name: str) -> Path | str:
     )
 
 
+def base_name(name: str) -> str:
+    """The name of a model as a model card gives it: that on the hub where it has one.
+
+    >>> base_name("smollm2"), base_name("runs/1/model")
+    ('HuggingFaceTB/SmolLM2-135M-Instruct', 'runs/1/model')
+    """
+    return _ON_HUB.get(name, name)
+
+
+def is_adapter(place: Path | str) -> bool:
+    """Whether a place is a folder with an adapter that PEFT saved, and no whole model."""
+    return isinstance(place, Path) and (place / ADAPTER_CONFIG).is_file() and not (place / CONFIG).is_file()
+
+
+def base_of(place: Path) -> str:
+    """The model that an adapter was trained from, as its folder names it.
+
+    Raises:
+        DataError: the folder names none, or one that is not there.
+    """
+    try:
+        base = json.loads((place / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{place / ADAPTER_CONFIG} is damaged ({one_line(error, 80)}); save the adapter again"
+        ) from error
+    if not isinstance(base, str) or not base:
+        raise DataError(f"{place} is an adapter that does not name its base; give the base, or a merged model")
+    try:
+        locate(base)
+    except DataError as error:
+        raise DataError(
+            f"{place} is an adapter of {one_line(base, 80)}, which is not there; give a merged model"
+        ) from error
+    return base
+
+
 def _packaged(name: str) -> Path:
     module, inside, remedy = BUILT_IN[name]
     spec = importlib.util.find_spec(module)
@@ -113,10 +162,22 @@ def causal(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model in eval mode, and its tokenizer; ``tell`` gets a message before a conversion that takes a while.
 
+    Of a folder with an adapter it is the adapter's base with the adapter merged.
+
     Raises:
         DataError: no such model, not one that predicts the next token, or weights of it are missing.
     """
-    return _load("AutoModelForCausalLM", name, unpacked(locate(name), tell), dtype)
+    place = unpacked(locate(name), tell)
+    if not isinstance(place, Path) or not is_adapter(place):
+        return _load("AutoModelForCausalLM", name, place, dtype)
+    lm, _ = causal(base_of(place), dtype, tell)
+    with _readable(name), quiet():
+        if importlib.util.find_spec("peft") is None:
+            raise DataError(f"{name} is an adapter and needs peft: pip install 'selfdistill[language]'")
+        from peft import PeftModel
+
+        merged = PeftModel.from_pretrained(lm, place).merge_and_unload()
+    return merged.eval(), tokenizer(place)
 
 
 def encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -149,7 +210,41 @@ def description(name: str) -> tuple[PreTrainedTokenizerBase, Any]:
     options = {"local_files_only": isinstance(place, Path), "trust_remote_code": False}
     with _readable(name), quiet() as library:
         tokenizer = library.AutoTokenizer.from_pretrained(place, **options)
-        return tokenizer, library.AutoConfig.from_pretrained(place, **options)
+    return tokenizer, _config(name)
+
+
+def _config(name: str) -> Any:
+    """The configuration of a model; of an adapter that of its base."""
+    place = unpacked(locate(name), None)
+    if isinstance(place, Path) and is_adapter(place):
+        return _config(base_of(place))
+    with _readable(name), quiet() as library:
+        return library.AutoConfig.from_pretrained(
+            place, local_files_only=isinstance(place, Path), trust_remote_code=False
+        )
+
+
+def stored_dtype(name: str) -> torch.dtype:
+    """The dtype of a model's weights: that of its configuration, else of the first weights of a file; no weights are
+    loaded.
+
+    Raises:
+        DataError: no such model.
+    """
+    config, place = _config(name), unpacked(locate(name), None)
+    if config.dtype is not None:
+        return config.dtype  # type: ignore[no-any-return]
+    for file in sorted(place.glob("*.safetensors")) if isinstance(place, Path) else ():
+        with safe_open(file, "pt") as weights:
+            names = weights.keys()
+            found = (weights.get_slice(name).get_dtype() for name in names)
+            if dtype := next((_SAFETENSORS[name] for name in found if name in _SAFETENSORS), None):
+                return dtype
+    return torch.float32
+
+
+#: Floating dtypes by their names in a safetensors file.
+_SAFETENSORS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
 def parameter_count(config: Any) -> int:

@@ -167,7 +167,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
     decisions = decisions if task.audited else ["- Nothing audits the training; the last weights are the result of it."]
     lines = [
         "---",
-        "library_name: selfdistill",
+        *(f"{name}: {value}" for name, value in task.card_fields(result, record).items()),
         f"tags: [self-distillation, {data['task']}]",
         f"metrics: [{', '.join(list(COLUMNS[data['task']])[:1])}]",
         "---",

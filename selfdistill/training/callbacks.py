@@ -36,11 +36,18 @@ from .task import Callback, Task
 
 
 class BestWeights(Callback):
-    """Keeps the weights of the epoch with the best audit metrics: early stopping, had one known when."""
+    """Keeps the weights of the epoch with the best audit metrics: early stopping, had one known when.
+
+    Where the task does not ask for them it keeps the epoch alone.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
 
     def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         if "audit" in entry and is_better(entry["audit"], state.best.audit):
-            state.best = BestEpoch(clock.epoch, entry["audit"], copied(state.model.state_dict()))
+            weights = copied(state.model.state_dict()) if self.task.keeps_best else {}
+            state.best = BestEpoch(clock.epoch, entry["audit"], weights)
 
 
 class Rollback(Callback):

@@ -67,11 +67,13 @@ class Task:
         audit_rows: how many rows `evaluate` has a loss for; 0 if it has none.
         every_generation: whether all generations are needed, as the tasks of a stream are: a budget shortens them and
             drops none.
+        keeps_best: whether something asks for the weights of a generation's best epoch; else no copy of them is held.
     """
 
     problem: str = "classify"
     audit_rows: int = 0
     every_generation: bool = False
+    keeps_best: bool = True
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -159,6 +161,12 @@ class Task:
         is learnt from. None leaves it to the one micro-batch of each process.
         """
         return None if len(batches) == 1 else counts(state.objective, batches, seed)
+
+    def objection(self, state: RunState) -> str | None:
+        """Why the generation that has ended must not be accepted, whatever its audit says; None if nothing speaks
+        against it.
+        """
+        return None
 
     def callbacks(self) -> Sequence[Callback]:
         """The callbacks of the task, in their order."""

@@ -322,6 +322,10 @@ class TaskType(Protocol):
         wrong = f"; {100 * data['noise']:.0f} % of the training and validation labels were made wrong"
         return counts + (wrong if data["noise"] else "")
 
+    def card_fields(self, result: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+        """Fields of the front matter of the model card: the library that loads the model, and what it was made of."""
+        return {"library_name": "selfdistill"}
+
     def loading(self, folder: str) -> list[str]:
         """The instructions to load the final model from a folder, as lines of Markdown."""
 

@@ -89,7 +89,7 @@ class Trainer:
         self.task = task
         self.state = RunState(method, settings, audit, torch.device(device), folder, warn, tell)
         self.allowance: budget.Allowance | None = None
-        self.callbacks = [BestWeights(), Rollback(task), VitalsCallback(), *task.callbacks(), *callbacks]
+        self.callbacks = [BestWeights(task), Rollback(task), VitalsCallback(), *task.callbacks(), *callbacks]
         self._after_step = [c for c in self.callbacks if type(c).on_step_end is not Callback.on_step_end]
 
     # one generation -------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Trainer:
         result = GenerationResult(
             state.start,
             weights,
-            state.best.weights or weights,
+            (state.best.weights or weights) if self.task.keeps_best else {},
             max(0, state.best.epoch),
             state.history[-1].get("audit", {}),
             evaluation.losses,
@@ -305,6 +305,8 @@ class Trainer:
             decision = (
                 decision if guard_decision.accepted else replace(decision, accepted=False, why=guard_decision.why)
             )
+        if decision.accepted and (why := self.task.objection(state)):
+            decision = replace(decision, accepted=False, why=f"generation {generation} rolled back: {why}")
         return decision
 
     def final_model(self) -> nn.Module:

@@ -199,6 +199,11 @@ def test_checkpoints_under_lora_hold_no_frozen_weights(name: str, tmp_path: Path
     assert len(held) > 10
     assert not [v for v in held for p in frozen if p.shape == v.shape and torch.equal(p, v)]
     assert all("lora_" in n for n in saved["student"])
+    adapter = sum(v.nbytes for v in tensors(saved["student"]))
+    shares = {part: sum(v.nbytes for v in tensors(saved[part])) / adapter for part in saved}
+    assert shares["optimizer"] == pytest.approx(2, rel=0.01)  # two moments
+    assert shares["objective"] == pytest.approx({"opsd": 0.0}.get(name, 1.0), abs=0.01)
+    assert sum(size for part, size in shares.items() if part != "progress") < 4.02  # that grows with the log
 
 
 def tensors(value: Any) -> list[Tensor]:

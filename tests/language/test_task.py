@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
+from peft import AutoPeftModelForCausalLM
 
 from selfdistill.cli import main
 from selfdistill.errors import DataError
@@ -52,7 +54,7 @@ def run(place: Path) -> dict[str, Any]:
     code, out, err = call(
         "run", f"{place}/p.jsonl", "--model", f"{place}/tiny", "--method", "sdft(max_tokens=4)", "--keep",
         f"{place}/k.jsonl", "--max-tokens", "4", "--steps", "2", "--batch-size", "4", "--lora", "2", "--out",
-        f"{place}/run", "--quiet", "--json",
+        f"{place}/run", "--quiet", "--json", "--save", "both", "--dtype", "bfloat16",
     )  # fmt: skip
     assert code == 0, err
     return dict(json.loads(out))
@@ -73,6 +75,14 @@ def test_the_product_loads_in_plain_transformers(place: Path, run: dict[str, Any
     model = AutoModelForCausalLM.from_pretrained(place / "run" / "model")
     tokenizer = AutoTokenizer.from_pretrained(place / "run" / "model")
     assert type(model).__name__ == "LlamaForCausalLM"  # the adapter is merged
+    assert model.dtype == torch.bfloat16
+    cards = [(place / "run" / "model" / name).read_text() for name in ("README.md", "adapter/README.md")]
+    for card, library in zip(cards, ("transformers", "peft"), strict=True):
+        assert f"library_name: {library}\nbase_model: {place / 'tiny'}\n" in card
+    adapter = AutoPeftModelForCausalLM.from_pretrained(place / "run" / "model" / "adapter")
+    merged, ids = adapter.merge_and_unload().eval(), torch.arange(5, 15)[None]
+    apart = (merged(ids).logits - model.eval()(ids).logits).float()
+    assert apart.square().mean().sqrt() < 0.05  # rounded to bfloat16 in two ways
     assert model(**tokenizer("abc", return_tensors="pt")).logits.shape[1] == 3
     assert not list((place / "run").rglob("*.bin"))
 
@@ -81,7 +91,7 @@ def test_an_update_of_a_language_model_begins_with_it_and_is_judged_on_prior_pro
     place: Path, run: dict[str, Any]
 ) -> None:
     """The same table: new prompts and prior ones, before and after."""
-    before = {path: path.read_bytes() for path in (place / "run" / "model").iterdir()}
+    before = {path: path.read_bytes() for path in (place / "run" / "model").iterdir() if path.is_file()}
     code, out, err = call(
         "update", f"{place}/run", f"{place}/p.jsonl", "--keep", f"{place}/k.jsonl", "--steps", "1", "--batch-size", "4",
         "--out", f"{place}/updated", "--quiet", "--json",
@@ -92,7 +102,7 @@ def test_an_update_of_a_language_model_begins_with_it_and_is_judged_on_prior_pro
     assert {"accuracy", "kept", "length"} == set(result["before"]) == set(result["test"])
     assert result["before"]["accuracy"] == run["test"]["accuracy"]  # it begins with the final model
     assert (result["learning"], result["model"]) == (run["learning"], f"{place}/run/model, LoRA r2")
-    assert before == {path: path.read_bytes() for path in (place / "run" / "model").iterdir()}
+    assert before == {path: path.read_bytes() for path in (place / "run" / "model").iterdir() if path.is_file()}
     code, out, err = call("resume", f"{place}/updated", "--json")
     assert json.loads(out)["test"] == result["test"]
     from selfdistill.experiments.run import Run

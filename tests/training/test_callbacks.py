@@ -141,7 +141,7 @@ class Losses(Task):
 
 
 def test_best_weights_are_those_of_the_best_epoch() -> None:
-    run, best = state(), callbacks.BestWeights()
+    run, best = state(), callbacks.BestWeights(Task())
     for epoch, accuracy in enumerate((0.5, 0.8, 0.7)):
         nn.init.constant_(run.model.weight, epoch)  # type: ignore[arg-type]
         best.on_epoch_end(run, TrainingClock(epoch=epoch), {"audit": {"accuracy": accuracy}})
