@@ -227,8 +227,8 @@ class Request:
     checker of rows that name none, (field, column) of fields that the file calls otherwise, options of the chat
     template, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights), tokens of
     an answer, memory for time, the dtype of the base weights, and whether the model is saved merged, as an adapter, or
-    both. ``group_lengths`` puts prompts of similar length into a batch. ``targets`` is a folder that keeps what a
-    frozen outside teacher says.
+    both. ``group_lengths`` puts prompts of similar length into a batch; ``alarms`` is what follows where answers go
+    wrong in other ways than their score. ``targets`` is a folder that keeps what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
@@ -266,6 +266,7 @@ class Request:
     lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
     checkpointing: bool = False
+    alarms: str | None = None
     dtype: str | None = None
     save: str | None = None
     model: str | None = None
@@ -374,9 +375,9 @@ class Request:
         except DataError as error:
             raise ValueError(str(error)) from None
 
-    def name(self) -> str:
-        """A folder name from data, method, seed and a digest of the request."""
-        method = (self.method or "default").split("(")[0]
+    def name(self, usual: str = "default") -> str:
+        """A folder name from data, method (or the ``usual`` one), seed and a digest of the request."""
+        method = (self.method or usual).split("(")[0]
         tail = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{Path(self.data).stem}-{method}-{self.seed}-{tail}"
 
