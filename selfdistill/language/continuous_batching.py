@@ -25,7 +25,7 @@ REFILL = 8  # free slots that are worth a pass over waiting prompts; such a pass
 SPARE = 64  # columns that may be empty in all rows before they are taken away
 
 
-class Rows(NamedTuple):
+class RowPrompts(NamedTuple):
     """What is to be written: prompts as ids, and for the numbers of each row its key, under one address."""
 
     prompts: Sequence[Sequence[int]]
@@ -54,7 +54,7 @@ def fits(model: Causal) -> bool:
 
 def write(
     model: Causal,
-    rows: Rows,
+    rows: RowPrompts,
     draw: Draw,
     most: int,
     stop: Sequence[int],
@@ -91,7 +91,7 @@ def write(
 class _Batch:
     """The rows that are written: their tokens so far, and what the model has read of them."""
 
-    def __init__(self, model: Causal, rows: Rows, draw: Draw, most: int, stop: Sequence[int]) -> None:
+    def __init__(self, model: Causal, rows: RowPrompts, draw: Draw, most: int, stop: Sequence[int]) -> None:
         self.model, self.source, self.draw, self.most = model, rows, draw, most
         self.device = next(model.parameters()).device
         self.stop = torch.tensor(list(stop), device=self.device)

@@ -222,7 +222,7 @@ class ContinuousBatching:
     ) -> list[tuple[list[int], tuple[float, ...] | None]]:
         if not continuous_batching.fits(model):
             return by_transformers(model, prompts, sampling, seed)
-        rows = continuous_batching.Rows(prompts, torch.arange(len(prompts)), (seed,))
+        rows = continuous_batching.RowPrompts(prompts, torch.arange(len(prompts)), (seed,))
         said = continuous_batching.write(model, rows, sampling.draw, sampling.max_tokens, ends(model))
         return [(ids, None) for ids in said]
 
@@ -243,7 +243,7 @@ def _refilled(
     for example, _ in prompts:
         keys.append((example << 20) + counts.get(example, 0))
         counts[example] = counts.get(example, 0) + 1
-    rows = continuous_batching.Rows([ids for _, ids in prompts], torch.tensor(keys, dtype=torch.int64), address)
+    rows = continuous_batching.RowPrompts([ids for _, ids in prompts], torch.tensor(keys, dtype=torch.int64), address)
     write = partial(continuous_batching.write, model, rows, sampling.draw, sampling.max_tokens, ends(model))
     return write(engine.wrote) if isinstance(engine, WritingProgress) else write()
 

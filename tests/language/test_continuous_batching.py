@@ -46,7 +46,7 @@ def asked(count: int = 40, longest: int = 30, words: int = 60, seed: int = 0) ->
 
 def written(model: Causal, given: Sequence[Sequence[int]], sampling: Sampling, keys: Any = None) -> list[list[int]]:
     keys = torch.arange(len(given)) if keys is None else torch.tensor(keys)
-    rows = continuous_batching.Rows(given, keys, (3, "x"))
+    rows = continuous_batching.RowPrompts(given, keys, (3, "x"))
     return continuous_batching.write(model, rows, sampling.draw, sampling.max_tokens, ends(model))
 
 
@@ -120,7 +120,7 @@ def test_a_token_is_drawn_as_often_as_transformers_says(sampling: Sampling) -> N
 def test_progress_counts_rows_as_they_end() -> None:
     said = list[tuple[int, float]]()
     model, given = several_ends(student()), asked(12)
-    rows = continuous_batching.Rows(given, torch.arange(12), (0,))
+    rows = continuous_batching.RowPrompts(given, torch.arange(12), (0,))
     found = continuous_batching.write(
         model, rows, Sampling().draw, 8, ends(model), lambda n, begun: said.append((n, begun))
     )
