@@ -55,6 +55,7 @@ _FIXED = (
     "checkpointing",
     "dtype",
     "save",
+    "load_in_4bit",
     "columns",
     "groups",
     "time",

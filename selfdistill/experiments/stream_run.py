@@ -324,6 +324,7 @@ _FIXED = (
     "checkpointing",
     "dtype",
     "save",
+    "load_in_4bit",
 )
 
 
