@@ -178,7 +178,7 @@ def causal(
         from peft import PeftModel
 
         adapted = PeftModel.from_pretrained(lm, place)
-        whole = adapted if load_in_4bit else adapted.merge_and_unload()
+        whole: Any = adapted if load_in_4bit else adapted.merge_and_unload()
     return whole.eval(), tokenizer(place)
 
 

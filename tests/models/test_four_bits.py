@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,12 +13,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from selfdistill.cli import main
-from selfdistill.core.parts import BindArgs
 from selfdistill.errors import DataError
 from selfdistill.models import hub
 from selfdistill.models.causal_folder import rounded
 from selfdistill.models.causal_lm import Pretrained
-from selfdistill.teachers import Ema, FrozenCopy
 from tests.language.tiny import shaken, student, write_prompts
 
 installed = pytest.mark.skipif(
@@ -55,13 +52,11 @@ def test_factors_learn_beside_a_base_of_four_bits(base: Path) -> None:
     assert model.parameter_count == halves.parameter_count
     assert {p.dtype for p in model.learning().values()} == {torch.float32}
     x = torch.stack([IDS, torch.cat([torch.ones_like(IDS[:, :10]), torch.full_like(IDS[:, :10], 2)], 1)], 1)
-    model.logits(model(x)).float().hidden.square().sum().backward()  # type: ignore[union-attr]
+    model(x)["hidden"].float().square().sum().backward()
     assert all(p.grad is not None for p in model.learning().values())
-    state: Any = Ema(0.9, warm_up=False).start(model, BindArgs(None, None, None))
-    assert isinstance(state, FrozenCopy)
-    start = model.hidden_states(x)
+    start, average = model.hidden_states(x), model.average()
     shaken(model, 0.05)
-    with state.module.placed():
+    with average.placed():
         assert torch.equal(model.hidden_states(x), start)
     assert not torch.equal(model.hidden_states(x), start)
 
