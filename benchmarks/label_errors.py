@@ -9,9 +9,9 @@
 ``glyphs``: the letters A to J of 120 fonts, 32 x 32, drawn anew for each seed; 26 % of the labels are flipped at
 random, or to the letter most alike (the nearest mean image), and at random 0, 10 and 40 %. Both sides train the same
 network (``--model``) for ``--steps`` in 5 folds: cleanlab takes `plain()` and its probabilities for the rows left out,
-this package `elr()` and what ``--folds 5`` takes. The ranking of each is cut at the largest recall of all wrong labels
-at which precision is at least .95; beside it is what each one flags. Then both drop what they flag, and the same plain
-network learns the rest and is scored on 500 clean glyphs of other fonts.
+this package ``--method`` and what ``--folds 5`` takes. Predictions are kept beside ``--out``. Rankings are cut at the
+largest recall of all wrong labels at which precision is at least .95; beside it is what each side flags. Then both drop
+what they flag, and the same plain network learns the rest and is scored on 500 clean glyphs of other fonts.
 
 ``tables`` and ``texts``: 20 % of the labels flipped, the same probabilities out of fold (gradient boosting; logistic
 regression on TF-IDF of words) for both rankings: AUC of the wrong labels. A text file has the columns text and rating;
@@ -22,11 +22,14 @@ given again, the command goes on.
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import statistics
 import subprocess
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +38,14 @@ from torch import Tensor
 
 from benchmarks.lines import Lines
 from selfdistill.data.dataset import Data, from_tensors
+from selfdistill.errors import DataError
 from selfdistill.evaluation.label_errors import auroc
 from selfdistill.evaluation.label_noise import find_label_errors
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.evaluation.statistics import interval
-from selfdistill.methods import elr, plain
+from selfdistill.io.files import write
+from selfdistill.methods import plain
+from selfdistill.methods.registry import read_method
 from selfdistill.models.registry import parse
 from selfdistill.training.cross_fitting import cross_examine
 from selfdistill.training.fit import fit
@@ -124,29 +130,58 @@ def train_without(data: Data, mask: NDArray[np.bool_], test: Tensor, clean: Tens
     return float((outputs.argmax(1) == clean).double().mean())
 
 
-def run_glyphs(fonts: NDArray[np.uint8], seed: int, kind: str, noise: float, arm: str, options: dict[str, Any]) -> Any:
-    """One arm on one seed."""
-    import tempfile
+class Predictions(NamedTuple):
+    """Probabilities of every row (rows, classes), and the seconds of one core that they took."""
 
-    begun = time.process_time()
+    held: NDArray[np.float64]
+    memory: NDArray[np.float64] | None
+    seconds: float
+
+
+def cross_predictions(data: Data, arm: str, options: dict[str, Any], place: Path) -> Predictions:
+    """The predictions of one arm out of fold, from ``place`` where they are there."""
+    asked = json.dumps(options, sort_keys=True)
+    if not place.exists():
+        begun = time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            found = cross_examine(
+                parse(options["model"], data.shape, data.outputs), data, read_method(options[arm]), FOLDS, Path(folder),
+                steps=options["steps"], seed=options["seed"], warn=lambda line: None,
+            )  # fmt: skip
+        memory = np.zeros(0) if found.memory is None else found.memory.double().numpy()
+        arrays = {"held": found.held.double().numpy(), "memory": memory, "asked": np.array(asked)}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with io.BytesIO() as buffer:
+            np.savez_compressed(buffer, allow_pickle=False, **arrays, seconds=np.array(time.process_time() - begun))
+            write(place, buffer.getvalue())
+    with np.load(place) as stored:
+        if str(stored["asked"]) != asked:
+            raise DataError(f"{place} was made with other settings; remove it, or give another --out")
+        kept = stored["memory"] if stored["memory"].size else None
+        return Predictions(stored["held"], kept, float(stored["seconds"]))
+
+
+def normalised(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities (rows, classes) that sum to 1."""
+    sums: NDArray[np.float64] = p / p.sum(axis=1, keepdims=True)
+    return sums
+
+
+def run_glyphs(
+    fonts: NDArray[np.uint8], seed: int, kind: str, noise: float, arm: str, options: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """One arm on one seed."""
     data, true, test, clean = glyphs(fonts, seed, kind, noise, options["augment"])
     options = {**options, "seed": seed}
-    method = elr() if arm == "selfdistill" else plain()
-    with tempfile.TemporaryDirectory() as folder:
-        _, q = cross_examine(
-            parse(options["model"], data.shape, data.outputs), data, method, FOLDS, Path(folder),
-            steps=options["steps"], seed=seed, warn=lambda line: None,
-        )  # fmt: skip
-    y, wrong, p = data.y.numpy(), (data.y != true).numpy(), q.double().numpy()
-    p /= p.sum(axis=1, keepdims=True)
+    found = cross_predictions(data, arm, options, folder / f"{kind}-{noise}-{seed}-{arm}.npz")
+    y, wrong, p = data.y.numpy(), (data.y != true).numpy(), normalised(found.held)
     record: dict[str, Any] = {"accuracy": float((p.argmax(axis=1) == true.numpy()).mean())}
     if arm == "selfdistill":
-        result = find_label_errors(y, p)
+        result = find_label_errors(y, p, memory=None if found.memory is None else normalised(found.memory))
         mask, order, scores = result.likely, result.order, result.scores
         record["noise"] = result.noise._asdict()
-        record["named"] = (
-            float((result.suggested == true.numpy())[mask & wrong].mean()) if (mask & wrong).any() else None
-        )
+        named = (result.suggested == true.numpy())[mask & wrong]
+        record["named"] = float(named.mean()) if len(named) else None
     else:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
@@ -159,7 +194,7 @@ def run_glyphs(fonts: NDArray[np.uint8], seed: int, kind: str, noise: float, arm
     record["auc"] = auroc(torch.as_tensor(scores), torch.from_numpy(wrong))
     if noise == 0.26:
         record["cleaned"] = train_without(data, mask, test, clean, options)
-    return {**record, "seconds": round(time.process_time() - begun)}
+    return {**record, "seconds": round(found.seconds)}
 
 
 def rows_of(name: str) -> tuple[Any, NDArray[np.int64], Any]:
@@ -249,6 +284,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--model", default="cnn(width=16)", help="the network of both sides")
+    parser.add_argument("--method", default="elr(weight=1.0)", help="the recipe of this package's side")
     parser.add_argument("--skip", default="aenigma", help="leave out fonts with this in their path (ornaments)")
     parser.add_argument("--augment", default="weak", choices=["none", "weak"])
     parser.add_argument("--settings", type=int, nargs="*", default=range(len(SETTINGS)), help="places in SETTINGS")
@@ -256,8 +292,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    options = {"steps": given.steps, "model": given.model, "augment": given.augment, "skip": given.skip}
-    lines = Lines(given.out, options)
+    options = {
+        "steps": given.steps, "model": given.model, "augment": given.augment, "skip": given.skip,
+        "selfdistill": given.method, "cleanlab": "plain()",
+    }  # fmt: skip
+    lines, folder = Lines(given.out, options), given.out.with_suffix("")
     done = {(r["data"], r["noise_of"], r["seed"], r["arm"]) for r in lines.records}
     fonts = draw_fonts(given.skip) if given.what == "glyphs" else None
     names = {"tables": TABLES, "texts": given.files}.get(given.what, ())
@@ -266,7 +305,7 @@ def main() -> None:
             for arm in ("selfdistill", "cleanlab"):
                 if (kind, noise, seed, arm) not in done and fonts is not None:
                     facts = {"data": kind, "noise_of": noise, "seed": seed, "arm": arm}
-                    lines.add({**facts, **run_glyphs(fonts, seed, kind, noise, arm, options)})
+                    lines.add({**facts, **run_glyphs(fonts, seed, kind, noise, arm, options, folder)})
         for name in names:
             facts = {"data": Path(name).name, "noise_of": 0.2, "seed": seed, "arm": "rows"}
             if tuple(facts.values()) not in done:

@@ -135,7 +135,7 @@ THEMES = {
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
     "Language models": (
         "fields keep checker student_template teacher_template skip_long group_lengths lora dtype load_in_4bit save "
-        "max_tokens checkpointing"
+        "max_tokens checkpointing alarms"
     ),
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
@@ -342,6 +342,11 @@ DATA_OPTIONS = [
     ),
     click.option(
         "--checkpointing", is_flag=True, help="Prompts: gradient checkpointing; needs less memory and more time."
+    ),
+    click.option(
+        "--alarms",
+        type=click.Choice(["warn", "roll-back", "stop"]),
+        help="Prompts: compare length, entropy, diversity, leakage and confidence of answers before and after.",
     ),
     click.option(
         "--epochs",

@@ -76,7 +76,8 @@ def vitals(run_folder: str, as_json: bool) -> None:
 @click.option(
     "--method",
     metavar="EXPR",
-    help="DATA: the recipe [default: elr() for networks, plain() for values, auto() for tables].",
+    help="DATA: the recipe [default: elr(weight=1.0) for networks, with --effort quick elr(); plain() for values; "
+    "auto() for tables].",
 )
 @click.option("--out", metavar="DIR", help="DATA: the run folder [default: below runs/].")
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print.")

@@ -49,6 +49,8 @@ from .predict import predict_rows
 FILE, PROBABILITIES = "label_errors.csv", "probabilities.npz"
 COLUMNS = ("row", "split", "name", "given", "suggested", "p_given", "p_suggested", "score", "rank")
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+LEARNT = ("memory", "generations")  # sources of predictions by models that learnt the labels
+FEWEST = 50  # rows left out that tell a noise rate
 CROSS = "cross"  # the source of predictions where no row tests, and all are scored
 NOISY = 0.01  # labels look wrong where the interval of the noise rate begins above
 
@@ -84,6 +86,18 @@ class Examination(NamedTuple):
     names: RowNames
     source: str  # of the predictions of rows that taught: memory, generations, folds or learner
     votes: AnnotatorLabels | None = None  # of the same rows
+    memory: NDArray[np.float64] | None = None  # (rows, classes), beside the predictions of folds
+
+    @property
+    def left_out(self) -> NDArray[np.bool_]:
+        """A mask of the rows whose label the models of their predictions did not learn, (rows,)."""
+        mask: NDArray[np.bool_] = (self.splits != TRAIN) | (self.source not in LEARNT)
+        return mask
+
+    @property
+    def pooled(self) -> NDArray[np.float64]:
+        """The predictions, of folds the mean of them and the memory."""
+        return self.predictions if self.memory is None else (self.predictions + self.memory) / 2
 
 
 def auroc(score: Tensor, wrong: Tensor) -> float | None:
@@ -208,15 +222,16 @@ def examine(trained: TrainedModel, data: Data) -> Examination:
     return examination(data, torch.cat([data.labelled, rest]), predictions, source)
 
 
-def examination(data: Data, ids: Tensor, predictions: Tensor, source: str) -> Examination:
-    """The examination of rows of the data (rows,) by the outputs for them, (rows, outputs)."""
+def examination(data: Data, ids: Tensor, predictions: Tensor, source: str, memory: Tensor | None = None) -> Examination:
+    """The examination of rows of the data (rows,) by the outputs for them and by memories of them, (rows, outputs)."""
     splits = np.full(len(data.y), "", dtype="<U10")
     for name, part in zip(SPLITS, (data.labelled, data.audit, data.test), strict=True):
         splits[part.numpy()] = name
     outputs = predictions.double().cpu() if data.classes else data.in_units(predictions.cpu()).double()
     rows, votes = ids.numpy(), data.votes and data.votes.of_rows(ids)
     labels, names = data.y[ids].numpy(), data.row_names
-    return Examination(rows, splits[rows], labels, outputs.numpy(), data.classes, names, source, votes)
+    kept = None if memory is None else memory.double().cpu().numpy()
+    return Examination(rows, splits[rows], labels, outputs.numpy(), data.classes, names, source, votes, kept)
 
 
 # scores ---------------------------------------------------------------------------------------------------------------
@@ -235,7 +250,7 @@ def estimate(examined: Examination, noisy: Tensor | NDArray[np.bool_]) -> tuple[
     """
     annotators: list[Annotator] = []
     if examined.votes is None:
-        noise = label_noise.find_label_errors(examined.labels, examined.predictions)
+        noise = _noise(examined)
     else:
         votes = examined.votes.labels.numpy()
         noise, annotators = find_consensus_errors(examined.labels, votes, examined.predictions, examined.votes.names)
@@ -256,14 +271,24 @@ def estimate(examined: Examination, noisy: Tensor | NDArray[np.bool_]) -> tuple[
     return noise, summary if area is None else {**summary, "auroc": round(area, 4)}
 
 
+def _noise(examined: Examination) -> LabelNoise:
+    """The noise of labels that one annotator gave; of classes at least that of the rows left out."""
+    noise = label_noise.find_label_errors(examined.labels, examined.predictions, memory=examined.memory)
+    left_out = examined.left_out
+    if examined.classes and FEWEST <= left_out.sum() < len(left_out):
+        held = label_noise.find_label_errors(examined.labels[left_out], examined.predictions[left_out])
+        noise = label_noise.raise_rate(noise, held)
+    return noise
+
+
 def list_errors(examined: Examination, noise: LabelNoise) -> list[LabelError]:
     """The examined rows, the highest score first."""
-    errors = []
+    errors, pooled = [], examined.pooled
     for rank, i in enumerate(noise.order.tolist(), 1):
         row, classes = int(examined.ids[i]), examined.classes
         name = examined.names.name(row)
         label, suggested = examined.labels[i], noise.suggested[i]
-        p = examined.predictions[i] if classes else None
+        p = pooled[i] if classes else None
         text, other = label_text(label, classes), label_text(suggested, classes)
         p_given, p_suggested = (None, None) if p is None else (float(p[int(label)]), float(p[int(suggested)]))
         kept, split, score = "" if name == str(row + 1) else name, str(examined.splits[i]), float(noise.scores[i])

@@ -9,8 +9,14 @@ q_i are the probabilities that a model, which did not learn the label of row i, 
 matrix T (the share of the rows of class z with the given label y) and the power t, which calibrates the model, are
 found together by maximum likelihood: EM for T, for each t of a grid. Confident predictions that contradict a label
 count as noise, uncertain ones as errors of the model. Several annotators have a matrix each (Dawid and Skene), and the
-model is the prior of each row. Intervals are percentiles of bootstrap samples of the rows, each with a power that is
-drawn by its likelihood.
+model is the prior of each row. Intervals are percentiles of bootstrap samples of the rows, in each of which T and the
+power are found anew.
+
+A memory m_i, which a model that did learn the label has kept of its predictions, ranks rows better than q_i alone, but
+believes the labels too much. It has no part in T, t and the noise rate. By T and t and (q_i + m_i) / 2 in place of q_i
+there is a posterior r_i, of which the given label loses as much in every row as makes the mean score the noise rate::
+
+    score_i = 1 - e^-b r_i(y_i) / (e^-b r_i(y_i) + sum_{z != y_i} r_i(z)),  mean_i score_i = the noise rate
 
 Values have a residual each: a normal-like part (Student's t with 4 degrees of freedom) of right labels and a wide one
 of wrong labels, mixed by EM; the score is the probability of the wide part.
@@ -22,8 +28,8 @@ Patrini et al., Making Deep Neural Networks Robust to Label Noise, CVPR 2017, fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +46,10 @@ FLOOR = 1e-6  # of a probability
 STEPS = 40  # of EM
 PLAUSIBLE = 1e-3  # least share of the likelihood of a power that counts
 DRAWS = 100  # bootstrap samples
-MOST = 2_000_000  # numbers (rows x classes) of a bootstrap sample
+MOST = 2_000_000  # numbers (rows x classes) that noise and calibration are found on
+MOST_DRAWN = 200_000  # of a bootstrap sample
+STEPS_DRAWN = 10  # of EM, from the matrix of all rows
+FARTHEST = 15.0  # loss of the given label, in log-odds
 LEVEL = 0.95  # of the intervals
 KEPT_CLASSES = 30  # of a matrix that a record holds whole
 MOST_PAIRS = 20
@@ -92,7 +101,9 @@ class LabelNoise:
         return np.argsort(-self.scores, kind="stable")
 
 
-def find_label_errors(labels: ArrayLike, pred_probs: ArrayLike, seed: int = 0) -> LabelNoise:
+def find_label_errors(
+    labels: ArrayLike, pred_probs: ArrayLike, seed: int = 0, memory: ArrayLike | None = None
+) -> LabelNoise:
     """Find labels that are likely wrong, the noise rate and the noise matrix; see the module.
 
     Args:
@@ -101,6 +112,8 @@ def find_label_errors(labels: ArrayLike, pred_probs: ArrayLike, seed: int = 0) -
         pred_probs: The probabilities of the classes, (rows, classes), by a model that did not learn the row's label;
             for values its predictions, (rows,).
         seed: Of the bootstrap samples.
+        memory: The probabilities of the classes, (rows, classes), that a model kept which did learn the labels: they
+            have a part in the scores, and none in the noise.
 
     Returns:
         The scores, the suggested classes, the noise rate and the noise matrix.
@@ -115,13 +128,17 @@ def find_label_errors(labels: ArrayLike, pred_probs: ArrayLike, seed: int = 0) -
     """
     y, q = np.asarray(labels), np.asarray(pred_probs, dtype=np.float64)
     _check(y, q)
+    kept = q if memory is None else np.asarray(memory, dtype=np.float64)
+    if kept.shape != q.shape or not np.isfinite(kept).all():
+        raise DataError(f"memory has the shape {kept.shape} and pred_probs {q.shape}; give finite numbers of one shape")
     random = np.random.default_rng(seed)
     if q.ndim == 1:
         return _values(y.astype(np.float64), q, random)
     if y.ndim == 2 and y.dtype.kind == "f":
-        return _classes(y[:, None, :], q, random)
-    votes = y.astype(np.int64).reshape(len(y), -1)
-    return _classes(_one_hot(votes, q.shape[1]), q, random)
+        hot = y[:, None, :]
+    else:
+        hot = _one_hot(y.astype(np.int64).reshape(len(y), -1), q.shape[1])
+    return _classes(hot, q, None if memory is None else kept, random)
 
 
 def _check(y: NDArray[Any], q: Floats) -> None:
@@ -183,7 +200,7 @@ def _maximise(p: Floats, hot: Floats, matrices: Floats, steps: int) -> tuple[Flo
     for _ in range(steps):
         joint, _ = _expect(p, hot, matrices)
         joint /= joint.sum(axis=1, keepdims=True)
-        counts = np.einsum("nz,nay->azy", joint, hot, optimize=True) + prior
+        counts = np.stack([joint.T @ hot[:, a] for a in range(hot.shape[1])]) + prior
         matrices = counts / counts.sum(axis=2, keepdims=True)
     return matrices, float(np.log(_expect(p, hot, matrices)[1] + 1e-300).mean())
 
@@ -195,43 +212,118 @@ def _start(annotators: int, classes: int) -> Floats:
     )
 
 
-def _classes(hot: Floats, q: Floats, random: np.random.Generator) -> LabelNoise:
+class Fit(NamedTuple):
+    """Noise and calibration of rows, for each plausible power."""
+
+    powers: Ints  # places in `POWERS`
+    weights: Floats  # (powers,): how plausible each is
+    matrices: Floats  # (powers, annotators, classes, classes)
+
+    @property
+    def best(self) -> int:
+        """The place of the most plausible power."""
+        return int(self.weights.argmax())
+
+
+def _fit(calibrated: Sequence[Floats], hot: Floats, start: Floats, powers: Ints, steps: int) -> Fit:
+    """EM for predictions to some of the powers, from the matrices (powers, annotators, classes, classes)."""
+    fits = [_maximise(p, hot, one, steps) for p, one in zip(calibrated, start, strict=True)]
+    likelihoods = np.array([fit[1] for fit in fits])
+    weights = np.exp(len(hot) * (likelihoods - likelihoods.max()))
+    weights /= weights.sum()
+    kept = weights > PLAUSIBLE
+    matrices = np.stack([fit[0] for fit in fits])
+    return Fit(powers[kept], weights[kept] / weights[kept].sum(), matrices[kept])
+
+
+def _rate(fit: Fit, calibrated: Mapping[int, Floats], hot: Floats) -> Floats:
+    """The share of the labels of each annotator that are wrong, (annotators,), over the plausible powers."""
+    shares = [_wrong(calibrated[i], hot, each) for i, each in zip(fit.powers.tolist(), fit.matrices, strict=True)]
+    rate: Floats = np.tensordot(fit.weights, np.stack(shares), 1)
+    return rate
+
+
+def _classes(hot: Floats, q: Floats, memory: Floats | None, random: np.random.Generator) -> LabelNoise:
     rows, annotators, classes = hot.shape
     most = max(200, MOST // classes)
     part = np.arange(rows) if rows <= most else random.choice(rows, most, replace=False)
-    fits = [_maximise(calibrate(q[part], power), hot[part], _start(annotators, classes), STEPS) for power in POWERS]
-    likelihoods = np.array([fit[1] for fit in fits])
-    plausible = np.exp(len(part) * (likelihoods - likelihoods.max()))  # how sure the calibration is
-    plausible /= plausible.sum()
-    kept = {place: calibrate(q, POWERS[place]) for place in np.flatnonzero(plausible > PLAUSIBLE).tolist()}
-    plausible = plausible[list(kept)] / plausible[list(kept)].sum()
-    power = float(POWERS[likelihoods.argmax()])
-    p = kept[int(likelihoods.argmax())]
-    matrices = np.tensordot(plausible, np.stack([fits[place][0] for place in kept]), 1)
-    posterior = _expect(p, hot, (matrices + _even(matrices)) / 2)[0]
-    posterior /= posterior.sum(axis=1, keepdims=True)
+    start = np.stack([_start(annotators, classes)] * len(POWERS))
+    fit = _fit([calibrate(q[part], t) for t in POWERS], hot[part], start, np.arange(len(POWERS)), STEPS)
+    calibrated = {i: calibrate(q, POWERS[i]) for i in fit.powers.tolist()}
+    rate, matrices = _rate(fit, calibrated, hot), np.tensordot(fit.weights, fit.matrices, 1)
+    rates, draws = _bootstrap(fit, calibrated, hot, rate, random)
+    weights = given_rows(hot) / given_rows(hot).sum()
+    mean, power = float(rate @ weights), float(POWERS[fit.powers[fit.best]])
     given = hot.sum(axis=1)
     given /= given.sum(axis=1, keepdims=True)
+    p = calibrate(q if memory is None else (q + memory) / 2, power)
+    posterior = _expect(p, hot, (matrices + _even(matrices)) / 2)[0]
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    if memory is not None:
+        posterior = _doubted(posterior, given, mean)
     scores = 1.0 - (posterior * given).sum(axis=1)
-    draws, rates = [], []
-    for place in random.choice(list(kept), DRAWS, p=plausible).tolist():
-        drawn = random.choice(rows, len(part))
-        sample, _ = _maximise(kept[place][drawn], hot[drawn], fits[place][0], 5)
-        draws.append(sample)
-        rates.append(_wrong(kept[place][drawn], hot[drawn], sample))
-    rate = np.tensordot(plausible, np.stack([_wrong(kept[place], hot, fits[place][0]) for place in kept]), 1)
-    draws_ = np.stack(draws)
-    width = np.sqrt(len(part) / rows)  # of a smaller sample
-    sampled = rate[None] + width * (np.stack(rates) - rate[None])
-    mean = (rate * given_rows(hot)).sum() / given_rows(hot).sum()
-    means = (sampled * given_rows(hot)).sum(axis=1) / given_rows(hot).sum()
-    agreement = tuple(_interval(1 - rate[a], 1 - sampled[:, a]) for a in range(annotators))
-    weights = given_rows(hot)[:, None, None] / given_rows(hot).sum()
-    panel = (posterior, matrices, draws_) if annotators > 1 else (None, None, None)
+    agreement = tuple(_interval(1 - rate[a], 1 - rates[:, a]) for a in range(annotators))
+    panel = (posterior, matrices, draws) if annotators > 1 else (None, None, None)
     return LabelNoise(
-        scores, posterior.argmax(axis=1), _interval(float(mean), means), (matrices * weights).sum(axis=0),
-        (draws_ * weights).sum(axis=1), power, agreement, *panel,
+        scores, posterior.argmax(axis=1), _interval(mean, rates @ weights), np.tensordot(weights, matrices, 1),
+        np.einsum("a,dazy->dzy", weights, draws), power, agreement, *panel,
     )  # fmt: skip
+
+
+def _bootstrap(
+    fit: Fit, calibrated: Mapping[int, Floats], hot: Floats, rate: Floats, random: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Noise rates (samples, annotators) and matrices (samples, annotators, classes, classes) of bootstrap samples."""
+    rows, annotators, classes = hot.shape
+    size = min(rows, max(200, MOST_DRAWN // classes))
+    rates, draws = np.empty((DRAWS, annotators)), np.empty((DRAWS, annotators, classes, classes))
+    for draw in range(DRAWS):
+        drawn = random.choice(rows, size)
+        p, given = {i: each[drawn] for i, each in calibrated.items()}, hot[drawn]
+        sample = _fit(list(p.values()), given, fit.matrices, fit.powers, STEPS_DRAWN)
+        rates[draw] = _rate(sample, p, given)
+        draws[draw] = np.tensordot(sample.weights, sample.matrices, 1)
+    width = np.sqrt(size / rows)  # of a smaller sample
+    centre = np.tensordot(fit.weights, fit.matrices, 1)
+    return rate + width * (rates - rate), np.clip(centre + width * (draws - centre), 0.0, 1.0)
+
+
+def _doubted(posterior: Floats, given: Floats, rate: float) -> Floats:
+    """The posterior (rows, classes) of which the given labels (rows, classes) lose as much in every row as makes the
+    mean score equal to the noise rate."""
+    low, high = -FARTHEST, FARTHEST
+    while True:
+        loss = (low + high) / 2
+        doubted: Floats = posterior * np.exp(-loss * given) + 1e-300
+        doubted /= doubted.sum(axis=1, keepdims=True)
+        score = 1.0 - float((doubted * given).sum(axis=1).mean())
+        if high - low < 1e-3:
+            return doubted
+        low, high = (loss, high) if score < rate else (low, loss)
+
+
+def raise_rate(noise: LabelNoise, held: LabelNoise) -> LabelNoise:
+    """The noise of classes with the rate that was found on rows left out alone, if that is the larger one.
+
+    Memories and models that learnt the labels contradict too few of them. Rows of a trusted test split may have less
+    noise than the others, so a smaller rate changes nothing. Scores keep their order, and their mean is the new rate.
+
+    Args:
+        noise: The noise of all rows.
+        held: The noise of the rows left out.
+
+    Returns:
+        The noise; the matrix has so much more noise, and the rate the interval of the rows left out.
+    """
+    if noise.matrix is None or noise.draws is None or held.noise.rate <= noise.noise.rate:
+        return noise
+    pair = np.column_stack([1.0 - noise.scores, noise.scores])
+    given = np.broadcast_to([1.0, 0.0], pair.shape)
+    scores = 1.0 - _doubted(pair, given, held.noise.rate)[:, 0]
+    unit = np.eye(len(noise.matrix))
+    factor = min(held.noise.rate / max(noise.noise.rate, FLOOR), 1.0 / max(FLOOR, 1.0 - noise.matrix.diagonal().min()))
+    matrix, draws = unit + factor * (noise.matrix - unit), unit + factor * (noise.draws - unit)
+    return replace(noise, scores=scores, noise=held.noise, matrix=matrix, draws=np.clip(draws, 0.0, 1.0))
 
 
 def _even(matrices: Floats) -> Floats:

@@ -53,6 +53,7 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "alarms",
     "dtype",
     "save",
     "load_in_4bit",

@@ -390,11 +390,11 @@ class NetworkRun:
             examined = label_errors.examine(trained, data)
         else:
             with budget.following():
-                ids, outputs = cross_examine(
+                found = cross_examine(
                     self.build, data, self.method, self.request.folds, folder / "label_folds",
                     make=listeners.progress, warn=listeners.warn, device=self.request.device, **self.settings,
                 )  # fmt: skip
-            examined = label_errors.examination(data, ids, outputs, "folds")
+            examined = label_errors.examination(data, found.ids, found.held, "folds", found.memory)
             shutil.rmtree(folder / "label_folds", ignore_errors=True)
         return label_errors.report_errors(examined, data.noisy, folder, self.request.raw_csv, tested)
 

@@ -322,6 +322,7 @@ _FIXED = (
     "lora",
     "max_tokens",
     "checkpointing",
+    "alarms",
     "dtype",
     "save",
     "load_in_4bit",

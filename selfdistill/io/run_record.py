@@ -226,8 +226,9 @@ class Request:
     forgotten, the checker of rows that name none, (field, column) of fields that the file calls otherwise, options of
     the chat template, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights),
     tokens of an answer, memory for time, the dtype of the base weights, whether they have 4 bits, and whether the
-    model is saved merged, as an adapter, or both. ``group_lengths`` puts prompts of similar length into a batch.
-    ``targets`` is a folder that keeps what a frozen outside teacher says.
+    model is saved merged, as an adapter, or both. ``group_lengths`` puts prompts of similar length into a batch;
+    ``alarms`` is what follows where answers go wrong in other ways than their score. ``targets`` is a folder that
+    keeps what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
@@ -264,6 +265,7 @@ class Request:
     lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
     checkpointing: bool = False
+    alarms: str | None = None
     dtype: str | None = None
     save: str | None = None
     load_in_4bit: bool = False

@@ -114,8 +114,8 @@ def measure(writer: Writer) -> dict[str, Any]:
 
     ``accuracy``, and ``teacher_accuracy`` of the same weights with the context before them; ``kl`` of teacher and
     student and ``kl_to_start`` in nats a token; ``entropy`` of the student in nats; ``length`` in tokens; ``doubt``:
-    words of uncertainty in a hundred; ``style``: share of the KL on tokens of style; ``leakage``: share of answers that
-    speak of what was not shown.
+    words of uncertainty in a hundred; ``style``: share of the KL on tokens of style, ``styled``: their share of all
+    tokens; ``leakage``: share of answers that speak of what was not shown.
     """
     data = writer.data
     ids = (data.audit if len(data.audit) else data.labelled)[:LOOKED_AT].tolist()
@@ -198,7 +198,8 @@ def _teacher(writer: Writer, context: Context, answers: Sequence[Rollout], ids: 
     share = float(found.kl[torch.tensor(styled, device=found.kl.device)].sum()) / total if total > 0 else None
     told = writer.roll(ids, writer.method.sampling or writer.greedy, (0, "told"), 1, context)
     return {
-        "kl": float(found.kl.mean()), "style": share, "context_share": len(found.rows) / len(answers),
+        "kl": float(found.kl.mean()), "style": share, "styled": sum(styled) / len(styled),
+        "context_share": len(found.rows) / len(answers),
         "teacher_accuracy": _mean([r.reward for r in told]),
     }  # fmt: skip
 

@@ -107,7 +107,7 @@ def possible_rollouts(
     """Rollouts that a context may read: a wrong one alone, and beside a right one where a prompt has siblings."""
     row, end = data.rows[i], turn_end(reader.tokenizer)
     prompt, ids = tuple(plain), () if end is None else (end,)
-    wrong = Rollout(i, prompt, ids, "", 0.0, row.feedback or "not correct")
+    wrong = Rollout(i, prompt, ids, row.wrong or "?", 0.0, row.feedback or "not correct")
     right = Rollout(i, prompt, ids, row.demonstration or row.answer or "", 1.0)
     return [[wrong], [wrong, right]] if method.source.samples > 1 else [[wrong]]
 

@@ -121,6 +121,7 @@ class LanguageRun:
             out=folder,
             progress=listeners.progress(title or self.expression),
             tell=listeners.tell,
+            response=self.request.alarms,
             **self.options(listeners),
             **self.settings,
         )

@@ -339,6 +339,7 @@ _PROMPT_OPTIONS = {
     "lora": "--lora",
     "max_tokens": "--max-tokens",
     "checkpointing": "--checkpointing",
+    "alarms": "--alarms",
     "dtype": "--dtype",
     "save": "--save",
     "load_in_4bit": "--load-in-4bit",
@@ -477,7 +478,8 @@ class LanguageTaskType(TaskType):
         if not lines:
             return super().vitals(folder)
         generations = [{"generation": line["generation"], **line["language"]} for line in lines]
-        return {"run": str(folder), "language": generations, "generations": [], "warnings": []}
+        alarms = [f"generation {line['generation']}: {alarm}" for line in lines for alarm in line.get("alarms", [])]
+        return {"run": str(folder), "language": generations, "generations": [], "warnings": alarms}
 
     def vitals_text(self, vitals: dict[str, Any]) -> str:
         """A table with a column a generation."""
@@ -489,7 +491,8 @@ class LanguageTaskType(TaskType):
             values = [one.get(name) for one in generations]
             if any(value is not None for value in values):
                 table.append([words, *("-" if value is None else f"{value:.3g}" for value in values)])
-        return "\n".join("  ".join([row[0].ljust(52), *(cell.rjust(12) for cell in row[1:])]) for row in table)
+        lines = ["  ".join([row[0].ljust(52), *(cell.rjust(12) for cell in row[1:])]) for row in table]
+        return "\n".join([*lines, *(f"alarm in {alarm}" for alarm in vitals["warnings"])])
 
     def preflight(self, request: Request, prompts: int, tell: Callable[[str], None]) -> dict[str, Any]:
         return preflight(prepare(request), prompts, choose_device(request.device), tell)

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..core.objective import Objective
 from ..core.step import Batch, Passes, TrainingClock
 from ..data.prompts import Prompts
 from ..data.sampler import Order
-from ..errors import DataError
+from ..errors import DataError, VitalsError
 from ..io.tensors import digest
 from ..models.causal_lm import Causal, Pretrained, completion_rows, packed
 from ..training.callbacks import AuditNotice
@@ -31,6 +31,7 @@ from ..training.state import Evaluation, RunState
 from ..training.task import Callback, Task, autocast, new_model
 from ..training.trainer import Trainer
 from . import evaluation
+from .alarms import RESPONSES, Alarm, Reading, alarms, reading
 from .completions import AGAINST, CONTEXT, Language, TeacherMixed, Writer, check, views
 from .contexts import Rollout, completed, rendered
 from .prompt_check import check_prompts
@@ -56,10 +57,12 @@ class LanguageTask(Task):
         max_tokens: the longest greedy answer that is judged.
         engine: what writes completions.
         hear: called now and then with how far the model is with its answers.
+        response: what follows an alarm: "warn", "roll-back" or "stop"; None looks for none.
         group_lengths: whether prompts of similar length share a batch.
 
     Attributes:
         writer: has the model of the generation write.
+        alarms: what is wrong with the generation that has ended.
         rollouts: the completions of the generation, where they are written before its first step.
         unread: teacher's prompts of the generation that were too long.
     """
@@ -78,8 +81,12 @@ class LanguageTask(Task):
         max_tokens: int = 256,
         engine: Engine = by_transformers,
         hear: Callable[[str], None] | None = None,
+        response: str | None = None,
         group_lengths: bool = False,
     ) -> None:
+        if response not in (None, *RESPONSES):
+            raise DataError(f"an alarm is followed by one of {', '.join(RESPONSES)}, not {response!r}")
+        self.response, self.alarms, self.first = response, list[Alarm](), Reading()
         self.build, self.data, self.method, self.suite = build, data, method, suite
         self.writer = Writer(method, data, seed=seed, max_tokens=max_tokens, engine=engine, hear=hear)
         self.audit_rows = len(data.audit)
@@ -147,6 +154,8 @@ class LanguageTask(Task):
     def begin(self, state: RunState) -> int:
         """Write the completions of the generation, where the method learns from those that its first model writes."""
         settings, generation = state.settings, state.clock.generation
+        if self.response and not self.first.length:  # the first generation begins with the model before training
+            self.first = reading(self.writer)
         if self.method.source.once:
             self.rollouts = self._write(state, generation)
         rows = len(self.rollouts) if self.method.source.once else len(self.data.labelled)
@@ -295,6 +304,10 @@ class LanguageTask(Task):
         """The weights that were evaluated are gone."""
         self._evaluation = None
 
+    def objection(self, state: RunState) -> str | None:
+        """The alarms of the generation, where they roll it back."""
+        return "; ".join(map(str, self.alarms)) if self.response == "roll-back" and self.alarms else None
+
     def callbacks(self) -> Sequence[Callback]:
         notice = AuditNotice(self.audit_rows, len(self.data.labelled))
         return [LanguageChecks(self), notice, LanguageVitals(self), self.step_log]
@@ -303,11 +316,13 @@ class LanguageTask(Task):
         self.step_log.restore(state)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"drawn": self.writer.drawn, "evaluation": self._evaluation.to_dict() if self._evaluation else None}
+        evaluation = self._evaluation.to_dict() if self._evaluation else None
+        return {"drawn": self.writer.drawn, "evaluation": evaluation, "first": asdict(self.first)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.writer.drawn = saved["drawn"]
         self._evaluation = Evaluation.from_dict(saved["evaluation"]) if saved["evaluation"] else None
+        self.first = Reading(**saved.get("first", {}))
 
 
 class LanguageChecks(Callback):
@@ -362,6 +377,23 @@ class LanguageVitals(Callback):
             entry["language"] = evaluation.measure(writer)
         state.passes += Passes(evaluation=writer.drawn - drawn)
         writer.drawn, writer.passes = drawn, Passes()  # nothing is learnt from looks
+        if self.task.response:
+            self._look(state, entry)
+
+    def _look(self, state: RunState, entry: dict[str, Any]) -> None:
+        """Compare the generation with the model before training.
+
+        Raises:
+            VitalsError: something is wrong, and alarms are to stop the run.
+        """
+        now = reading(self.task.writer)
+        self.task.alarms = found = alarms(self.task.first, now, entry["language"])
+        entry["reading"] = {"before": self.task.first.means(), "after": now.means()}
+        entry["alarms"] = [str(alarm) for alarm in found]
+        for alarm in found:
+            state.warn(f"warning: generation {state.clock.generation}: {alarm}")
+        if found and self.task.response == "stop":
+            raise VitalsError(found[0].name, "; ".join(map(str, found)))
 
 
 def fit(
@@ -379,6 +411,7 @@ def fit(
     warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     tell: Callable[[str], None] | None = None,
     hear: Callable[[str], None] | None = None,
+    response: str | None = None,
     group_lengths: bool = False,
     epochs: int | None = None,
     steps: int | None = None,
@@ -422,6 +455,8 @@ def fit(
         warn: Called with each line about trouble that the run survives.
         tell: Called with the decisions of the audit, in words.
         hear: Called now and then with how far the model is with its answers [default: tell].
+        response: What follows an alarm (see `alarms`): "warn", "roll-back", which keeps what was before unless audits
+            are off, or "stop"; without one nothing is compared.
         group_lengths: Put prompts of similar length into a batch, which then has less padding.
         epochs, steps, batch_size, lr, clip: Those that are left out are the method's advice; without advice 1 epoch, 8
             prompts, a rate of 1e-5 and a gradient norm of 1. Epochs that are given take the place of advised steps.
@@ -447,6 +482,7 @@ def fit(
     arguments["precision"] = precision or (build.precision if isinstance(build, Pretrained) else "float32")
     chosen = _settings({field.name: arguments[field.name] for field in fields(Settings)}, method, data)
     options: dict[str, Any] = {"suite": suite, "max_tokens": max_tokens, "engine": engine, "hear": hear or tell}
+    options["response"] = response
     options["group_lengths"] = group_lengths
     task = LanguageTask(build, data.sealed(), method, seed=seed, **options)
     trainer = Trainer(task, method, chosen, folder=folder, device=device, warn=warn, tell=tell)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,14 @@ class CrossFit:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "passes": self.passes._asdict(), "seconds": round(self.seconds, 2)}
+
+
+class FoldPredictions(NamedTuple):
+    """Predictions of every labelled row by trainings that left it out, and by the memories of those that learnt it."""
+
+    ids: Tensor  # (rows,)
+    held: Tensor  # (rows, outputs): probabilities, or standardised values
+    memory: Tensor | None  # (rows, outputs): the mean of the memories; None where the method has none
 
 
 def parts(y: Tensor, folds: int, seed: int, classes: Sequence[str] = (), groups: Tensor | None = None) -> Tensor:
@@ -202,11 +210,10 @@ def cross_examine(
     *,
     make: Callable[[str], Any] = lambda name: None,
     **settings: Any,
-) -> tuple[Tensor, Tensor]:
+) -> FoldPredictions:
     """Predictions for every labelled row by trainings without its fold, and by the memories of the other trainings.
 
-    Rows of validation and test teach too, since no score is taken from these trainings. Where a method remembers what
-    it predicted during training, the mean of its memories counts as much as the prediction for the row left out.
+    Rows of validation and test teach too, since no score is taken from these trainings.
 
     Args:
         build, data, method, folds, out: as of `crossfit`.
@@ -214,7 +221,7 @@ def cross_examine(
         settings: arguments of `fit`.
 
     Returns:
-        The ids of the rows, and their predictions (rows, outputs): probabilities, or standardised values.
+        The ids of the rows, and both predictions for them.
 
     Raises:
         DataError: as of `parts`.
@@ -235,9 +242,9 @@ def cross_examine(
         held[fold == k] = held_predictions(result, rest, ids[fold == k])
         remembered, source = taught_predictions(result, rest) if data.task == "classify" else (held, "")
         if source == "memory":
-            memory[fold != k] += remembered
+            memory[fold != k] += remembered / (folds - 1)
             times += 1
-    return ids, (held + memory / (folds - 1)) / 2 if times == folds else held
+    return FoldPredictions(ids, held, memory if times == folds else None)
 
 
 def train_without_fold(

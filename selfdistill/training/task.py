@@ -162,6 +162,12 @@ class Task:
         """
         return None if len(batches) == 1 else counts(state.objective, batches, seed)
 
+    def objection(self, state: RunState) -> str | None:
+        """Why the generation that has ended must not be accepted, whatever its audit says; None if nothing speaks
+        against it.
+        """
+        return None
+
     def callbacks(self) -> Sequence[Callback]:
         """The callbacks of the task, in their order."""
         return ()

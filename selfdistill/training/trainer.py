@@ -305,6 +305,8 @@ class Trainer:
             decision = (
                 decision if guard_decision.accepted else replace(decision, accepted=False, why=guard_decision.why)
             )
+        if decision.accepted and (why := self.task.objection(state)):
+            decision = replace(decision, accepted=False, why=f"generation {generation} rolled back: {why}")
         return decision
 
     def final_model(self) -> nn.Module:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfdistill.errors import DataError
-from selfdistill.evaluation.label_noise import adjust, find_label_errors
+from selfdistill.evaluation.label_noise import adjust, find_label_errors, raise_rate
 
 
 def simulate(noise: float, rows: int = 1200, classes: int = 5, seed: int = 0):
@@ -84,6 +84,40 @@ def test_values_that_lie_outside_are_likely_errors() -> None:
     clean = find_label_errors(m + 0.2 * random.normal(size=500), m)
     assert clean.noise.rate < 0.02
     assert find_label_errors(m, m).noise.rate == 0.0
+
+
+def test_a_memory_sharpens_the_scores_and_has_no_part_in_the_noise() -> None:
+    """A memory that is right more often, and too sure of the given labels."""
+    true, given, q = simulate(0.26)
+    random = np.random.default_rng(1)
+    q = 0.5 * q + 0.5 * random.dirichlet(np.ones(5), len(q))
+    memory = 0.55 * np.eye(5)[given] + 0.35 * np.eye(5)[true] + 0.02
+    alone, both = find_label_errors(given, q), find_label_errors(given, q, memory=memory)
+    assert both.noise == alone.noise
+    assert np.array_equal(both.matrix, alone.matrix)  # type: ignore[arg-type]
+    assert both.scores.mean() == pytest.approx(both.noise.rate, abs=1e-3)
+    assert np.flatnonzero((given != true)[both.order])[-1] + 40 < np.flatnonzero((given != true)[alone.order])[-1]
+    assert find_label_errors(given, memory).noise.rate < 0.1
+    with pytest.raises(DataError, match="memory has the shape"):
+        find_label_errors(given, q, memory=memory[:5])
+
+
+def test_the_rate_of_rows_left_out_raises_that_of_models_that_learnt_the_labels() -> None:
+    true, given, q = simulate(0.26)
+    left_out = np.arange(len(q)) % 3 == 0
+    learnt = np.where(left_out[:, None], q, 0.6 * np.eye(5)[given] + 0.3 * np.eye(5)[true] + 0.02)
+    noise, held = find_label_errors(given, learnt), find_label_errors(given[left_out], q[left_out])
+    raised = raise_rate(noise, held)
+    assert noise.noise.rate < 0.2
+    assert raised.noise == held.noise
+    assert raised.noise.rate == pytest.approx(0.26, abs=0.03)
+    assert raised.scores.mean() == pytest.approx(held.noise.rate, abs=0.01)
+    assert (np.diff(raised.scores[np.argsort(noise.scores)]) >= -1e-12).all()
+    assert raised.matrix is not None
+    assert raised.matrix.sum(axis=1) == pytest.approx(np.ones(5))
+    assert 1 - np.trace(raised.matrix) / 5 == pytest.approx(held.noise.rate, abs=0.03)
+    clean = find_label_errors(true[left_out], q[left_out])  # a trusted test split
+    assert raise_rate(noise, clean) is noise
 
 
 @pytest.mark.parametrize(

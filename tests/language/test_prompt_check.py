@@ -256,7 +256,9 @@ def test_what_a_run_needs_is_told_before_the_model_is_loaded(
     assert not loaded
 
 
-@pytest.mark.parametrize("option", [{"max_tokens": 4}, {"lora": 4}, {"checker": "exact"}, {"group_lengths": True}])
+@pytest.mark.parametrize(
+    "option", [{"max_tokens": 4}, {"lora": 4}, {"checker": "exact"}, {"group_lengths": True}, {"alarms": "warn"}]
+)
 def test_options_of_prompts_are_refused_for_other_data(option: dict[str, Any]) -> None:
     request = Request(data="digits", **option)
     name = next(iter(option)).replace("_", "-")
