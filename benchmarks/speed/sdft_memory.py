@@ -97,11 +97,11 @@ def _small(folder: Path) -> Path:
 def render(result: dict[str, Any]) -> str:
     """The result in words."""
     lines = [
-        f"{result['model']} in bfloat16, LoRA rank {result['rank']}, {result['batch']} prompts, {result['tokens']} tokens "
-        f"written, {result['steps']} steps, one thread; MiB of the highest resident size",
+        f"{result['model']} in bfloat16, LoRA rank {result['rank']}, {result['batch']} prompts, at most "
+        f"{result['tokens']} tokens written, {result['steps']} steps, one thread; MiB of the highest resident size",
         f"  {'':<8}{'before':>8}{'peak':>8}",
         *(f"  {name:<8}{result[name]['before']:>8.0f}{result[name]['peak']:>8.0f}" for name in ("sft", "sdft")),
-        f"sdft() over sft(): {result['ratio']:.2f} (at most {result['at_most']}): {'met' if result['met'] else 'missed'}; "
-        f"beyond the start {result['beyond_start'][0]:.0f} against {result['beyond_start'][1]:.0f} MiB",
+        f"sdft() over sft(): {result['ratio']:.2f} (at most {result['at_most']}): "
+        f"{'met' if result['met'] else 'missed'}; beyond the start {result['beyond_start'][0]:.0f} against {result['beyond_start'][1]:.0f} MiB",
     ]
     return "\n".join(lines)
