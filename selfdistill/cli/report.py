@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from ..errors import DataError
 from ..io.display import text_table
 from ..io.files import writable, write
+from ..io.local_address import LocalAddress, open_address
 from .options import Finite, echo, examination_options, one_line_errors, raw_csv_option, trust_option
 
 ACTIONS = ("drop", "relabel", "set-aside")  # of `evaluation.cleaning`
@@ -112,7 +113,7 @@ def label_errors(
     RUN/label_errors.csv scores all labels. The first row of data is 1; the header of a table is not counted, as in
     `predict`. --write copies the data without these errors; the originals stay as they are.
     """
-    from ..evaluation.cleaning import check_place, clean
+    from ..evaluation.cleaning import AFTER, check_place, clean
     from ..evaluation.label_errors import label_error_table
     from ..experiments.run import Run, examining_request
     from .progress import execute
@@ -138,7 +139,7 @@ def label_errors(
         return
     echo(f"{label_error_table(listed)}\nRun folder: {run.folder}")
     if copy is not None:
-        echo(copy.describe())
+        echo(f"{copy.describe()}\n{AFTER}")
 
 
 @click.command("label-next")
@@ -202,11 +203,17 @@ def label_next(
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port [default: a free one].")
 @click.option("--no-open", is_flag=True, help="Print the address, and open no browser.")
+@click.option(
+    "--static",
+    is_flag=True,
+    help="Write review.html into RUN in place of a server: one file that works offline, for another person or machine; "
+    "its browser downloads the file of decisions.",
+)
 @raw_csv_option
 @trust_option
 @one_line_errors
 def review(
-    run_folder: str, out: str | None, top: int | None, test: bool, port: int, no_open: bool, raw_csv: bool
+    run_folder: str, out: str | None, top: int | None, test: bool, port: int, no_open: bool, static: bool, raw_csv: bool
 ) -> None:
     """Look at the labels of RUN that look wrong, on a local page that the keyboard drives.
 
@@ -218,9 +225,10 @@ def review(
     """
     import webbrowser
 
+    place = None if static else _review_address(Path(run_folder), out, port)
     from ..experiments.folder import locked
     from ..experiments.run import Run
-    from ..report.review import serve
+    from ..report.review import serve, write_static
 
     run = Run.open(run_folder)
     with locked(run.folder, "a run or a review goes on in it; wait for it or end it"):
@@ -228,9 +236,26 @@ def review(
         if not found.rows:
             echo("No label looks wrong in the splits that are asked about; --top 20 shows the most doubtful ones")
             return
-        echo(serve(found, port, lambda line: echo(line, err=True), None if no_open else webbrowser.open))
+        if place is None:
+            write_static(found, run.folder / "review.html")
+            echo(
+                f"{run.folder / 'review.html'}: {len(found.rows)} rows; open it in a browser. Save what it "
+                f"downloads as {found.path}, and train on it by `{found.command}`."
+            )
+            return
+        echo(serve(found, place, lambda line: echo(line, err=True), None if no_open else webbrowser.open))
     if found.path.exists():
         echo(f"File: {found.path}. Train on it by `{found.command}`.")
+
+
+def _review_address(run: Path, out: str | None, port: int) -> LocalAddress:
+    """The address of the review page, which is told before what takes long: torch, and reading the data."""
+    place = open_address(port)
+    if out is not None:
+        writable(Path(out), "--out")
+    if (run / "label_errors.csv").exists() and (run / "run.json").exists():  # without, the run is refused in one line
+        echo(f"Review on {place.url} (the rows are being read)", err=True)
+    return place
 
 
 @click.command()

@@ -216,6 +216,7 @@ def connect(copies: Ints, groups: Any = None) -> Ints:
 
 
 NEAR = 8  # bits of 256 in which the hashes of near-copies differ at most
+SHARE = 10  # and at most one in so many of the bits that one of them has set: a letter on paper sets few
 
 
 WINDOW = 8  # neighbours in the order of a band that are compared
@@ -247,7 +248,9 @@ def near_copies(gradients: Tensor, parts: Tensor, most: int = MOST_EXAMPLES) -> 
             here, there = sorted_part[equal], sorted_part[equal + step]
             equal = equal[(here != there) & (here >= 0) & (there >= 0)]
             left, right = rows[equal], rows[equal + step]
-            near = np.unpackbits(bits[left] ^ bits[right], axis=1).sum(axis=1) <= NEAR
+            apart = np.unpackbits(bits[left] ^ bits[right], axis=1).sum(axis=1)
+            either = np.unpackbits(bits[left] | bits[right], axis=1).sum(axis=1)
+            near = (apart <= NEAR) & (SHARE * apart <= either)
             close = np.sort(np.stack([left[near], right[near]], axis=1), axis=1)
             paired[close] = True
             pairs = np.unique(np.concatenate([pairs, _first(close, most)]), axis=0)[:most]
@@ -346,7 +349,11 @@ def notices(name: str, record: dict[str, Any]) -> list[str]:
         )
     if near := copies.get("near"):
         pairs = "; ".join(" and ".join(pair) for pair in near["examples"])
-        lines.append(f"{name}: {near['rows']} validation or test images are nearly those of another split: {pairs}")
+        lines.append(
+            f"{name}: {near['rows']} validation or test images are nearly those of another split, so scores may be "
+            f"too good: {pairs}; where they show one thing, remove one of each, or keep them together by --groups in a "
+            "list of images"
+        )
     if copies.get("left_out"):
         lines.append(f"{name}: {copies['left_out']} rows are in no split, since their group or time is in another one")
     return lines

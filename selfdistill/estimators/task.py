@@ -101,6 +101,9 @@ class TableTaskType(TaskType):
 
         return prepare(request)
 
+    def usual_recipe(self, request: Request) -> str:
+        return AUTO
+
     def cross_fitted(self, request: Request) -> TableRun:
         from .run import prepare
 

@@ -29,6 +29,13 @@ CONSENSUS = "consensus"  # the column of labels in the copy of a table of severa
 ASIDE = "-set-aside"  # after the name of the copy: where rows lie that were set aside
 
 
+AFTER = (
+    "A model chose these rows: the noise rate that a run on the copy estimates will be too low. Its test labels are "
+    "others too, so accuracies before and after are not comparable; compare them on rows whose labels you trust "
+    "(--test PATH)."
+)
+
+
 class Panel(NamedTuple):
     """The columns of annotators, and the consensus of rows by their number from 1 on: it takes their place."""
 

@@ -21,6 +21,7 @@ from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Term
 from ..core.step import Forward, Passes
 from ..core.targets import Target
+from ..data import sources
 from ..data.dataset import Data
 from ..data.row_cards import SIDE, RowCard, picture_cards, table_cards
 from ..errors import RecipeError, SelfdistillError
@@ -493,6 +494,12 @@ class NetworkTaskType(TaskType):
 
     def prepare(self, request: Request) -> NetworkRun:
         return prepare(request)
+
+    def usual_recipe(self, request: Request) -> str:
+        """`auto`; of a quick answer that of classes, unless a column of values may be the target."""
+        if request.effort is None:
+            return AUTO
+        return "elr" if request.target is None and request.data not in sources.TABLES else request.effort
 
     def cross_fitted(self, request: Request) -> NetworkRun:
         return prepare(request)

@@ -84,7 +84,10 @@ class Run:
         """
         if request.budget is not None:
             budget.parse_budget(request.budget)
-        run = cls(Path(out) if out is not None else Path("runs") / request.name(), request, trust_code)
+        if out is None:
+            usual = TASK_TYPES.of_request(first_request(request)).usual_recipe(request)
+            out = Path("runs") / request.name(usual)
+        run = cls(Path(out), request, trust_code)
         if run._folder.begun():
             run._folder.refuse(differences(cls.open(run.folder).request, request))
         return run

@@ -205,6 +205,9 @@ class SequenceTaskType(NetworkTaskType):
 
     audited = searched = cross_examined = remembers = False
 
+    def usual_recipe(self, request: Request) -> str:
+        return "default"
+
     def recipes(self) -> Mapping[str, Recipe]:
         """None of its own: those of networks."""
         return {}

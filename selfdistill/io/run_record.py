@@ -373,9 +373,9 @@ class Request:
         except DataError as error:
             raise ValueError(str(error)) from None
 
-    def name(self) -> str:
-        """A folder name from data, method, seed and a digest of the request."""
-        method = (self.method or "default").split("(")[0]
+    def name(self, usual: str = "default") -> str:
+        """A folder name from data, method (or the ``usual`` one), seed and a digest of the request."""
+        method = (self.method or usual).split("(")[0]
         tail = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{Path(self.data).stem}-{method}-{self.seed}-{tail}"
 

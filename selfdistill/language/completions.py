@@ -330,13 +330,14 @@ class Writer:
         """The engine for so many prompts, telling how far it is."""
         return WritingProgress(self.hear if distributed.rank() == 0 else None, what, prompts, self.engine)
 
-    def prompt(self, example: int, context: Context | None = None) -> list[int]:
-        """Token ids of an example's prompt, or of a context's; of the plain prompt where that has nothing to add."""
+    def prompt(self, example: int, context: Context | None = None, attempt: Rollout | None = None) -> list[int]:
+        """Token ids of an example's prompt, or of a context's, with an attempt to read or before any; of the plain
+        prompt where that has nothing to add."""
         row = self.data.rows[example]
         plain = rendered(self.tokenizer, row.messages)
         if context is None or isinstance(context, NoContext):
             return plain
-        before, template = [Rollout(example, tuple(plain), ())], self.model.teacher_template
+        before, template = [attempt or Rollout(example, tuple(plain), ())], self.model.teacher_template
         return paired(self.tokenizer, context, row, before, 0, template) or plain
 
     def demonstration(self, example: int) -> Rollout:
@@ -372,6 +373,7 @@ class Writer:
         samples: int = 1,
         context: Context | None = None,
         share: float = 0.0,
+        attempts: Mapping[int, Rollout] | None = None,
     ) -> list[Rollout]:
         """Checked completions, ``samples`` of each example.
 
@@ -382,10 +384,12 @@ class Writer:
             samples: completions of each example.
             context: what is read while they are written; they are learnt after the plain prompt.
             share: of the teacher in each token.
+            attempts: by example, what the context may read as an attempt.
         """
         if distributed.size() > 1 and not self.alike:
             address = (*address, distributed.rank())
-        prompts = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
+        tried = attempts or {}
+        prompts = [(i, self.prompt(i, context, tried.get(i))) for i in examples for _ in range(samples)]
         by = self._beside([i for i, _ in prompts], share) if share else None
         self.passes += Passes(teacher=len(prompts) * (1 + bool(by)))
         self.drawn += len(prompts)

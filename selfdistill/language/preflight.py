@@ -51,7 +51,8 @@ def preflight(ready: LanguageRun, prompts: int = 32, device: torch.device | str 
     context = method.context if name else getattr(method.source, "context", None)
     if context is not None and not isinstance(context, NoContext):
         shown = _shown(writer, ids, plain)
-        told = [r for r in writer.roll(shown, writer.greedy, address, 1, context) if r.ids]
+        tried = {r.example: r for r in plain}
+        told = [r for r in writer.roll(shown, writer.greedy, address, 1, context, attempts=tried) if r.ids]
         found["student_with_context"] = _side(told) | {"shown": len(shown)}
         if right and told:
             mine = {r.example: r.reward or 0.0 for r in plain}
@@ -67,8 +68,8 @@ def preflight(ready: LanguageRun, prompts: int = 32, device: torch.device | str 
 
 
 def _shown(writer: Writer, ids: Sequence[int], plain: Sequence[Rollout]) -> list[int]:
-    """The prompts for which the context has something to add before any attempt."""
-    return [i for i, r in zip(ids, plain, strict=True) if writer.prompt(i, writer.method.context) != list(r.prompt)
+    """The prompts for which the context has something to add, to the student's attempt where it reads one."""
+    return [i for i, r in zip(ids, plain, strict=True) if writer.prompt(i, writer.method.context, r) != list(r.prompt)
             or writer.method.source.once]  # fmt: skip
 
 

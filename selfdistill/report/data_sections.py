@@ -104,10 +104,13 @@ def next_steps(record: Mapping[str, Any], result: Mapping[str, Any], folder: Pat
     """What to do after a run: words, and the command."""
     place, lines = shlex.quote(str(folder)), []
     likely = likely_errors(result)
+    tested = int((result.get("label_errors") or {}).get("likely", 0)) - likely
     if likely:
+        more = f" ({tested:,} more are of test rows)" if tested else ""
         minutes = max(1, round(likely / 20))
         lines.append((
-            f"Look at the {plural(likely, 'label')} that look wrong, about {plural(minutes, 'minute')} by keyboard:",
+            f"Look at the {plural(likely, 'label')} that look wrong{more}, about {plural(minutes, 'minute')} by "
+            "keyboard:",
             f"selfdistill review {place}",
         ))  # fmt: skip
         source = Path(record["request"]["data"])
@@ -195,6 +198,12 @@ def doubtful_labels(result: dict[str, Any], folder: Path, cards: Mapping[int, Ro
             more = f"given: {label['given']}; {label['split']} row {label['row']}{name}"
             shown.append((label["row"], f"{label['suggested']}?{sure}", more))
     count = f"{errors['likely']:,} of {errors['examined']:,} labels look wrong. {FILE} lists all, the worst first."
+    tested = errors["splits"].get("test", {}).get("likely", 0)
+    if tested:
+        count += (
+            f" {tested:,} of them are labels of test rows, which `review` leaves out (--test shows them), since "
+            "decisions never change the test split."
+        )
     return [paragraph(count), card_list(shown, cards), *_noise(errors), *conflicts]
 
 
@@ -216,7 +225,7 @@ def annotators(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for one in sorted(panel, key=lambda one: int(one["rank"])):
         rate, low, high = (100 * one["agreement"][name] for name in ("rate", "low", "high"))
-        pairs = [f"{pair['given']} for {pair['true']} ({100 * pair['rate']:.0f} %)" for pair in one["pairs"][:3]]
+        pairs = [f"{pair['given']} for {pair['true']} ({100 * pair['rate']:.0f} %)" for pair in one["pairs"][:2]]
         ends, most = f"{low:.1f} to {high:.1f} %", ", ".join(pairs) or "-"
         lines.append((str(one["rank"]), one["name"], f"{one['rows']:,}", f"{rate:.1f} %", ends, most))
     head = (
@@ -225,7 +234,7 @@ def annotators(result: Mapping[str, Any]) -> list[str]:
         "rows",
         "labels that are right",
         "95 % interval",
-        "says most often in place of another",
+        "says most often",
     )
     caption = (
         "Estimated from all annotators and the model together. The label that was learnt is the consensus of the "

@@ -21,6 +21,8 @@ from ..data.decisions import ACCEPT, CLASS, WORDS, LabelDecision, read_decisions
 from ..data.row_cards import RowCard
 from ..errors import DataError, SelfdistillError
 from ..io.expressions import one_line
+from ..io.files import escape_formula, write
+from ..io.local_address import LocalAddress, open_address
 from .layout import STYLE
 
 CARDS = 32  # rows whose cards are made together
@@ -154,17 +156,14 @@ class ReviewServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, review: Review, port: int = 0) -> None:
-        self.review, self.token, self.nonce = review, secrets.token_urlsafe(24), secrets.token_urlsafe(12)
-        try:
-            super().__init__(("127.0.0.1", port), _Handler)
-        except OSError as error:
-            raise DataError(f"port {port} cannot be used ({error.strerror}); give another --port") from error
-
-    @property
-    def address(self) -> str:
-        """The address of the page, which nobody can guess."""
-        return f"http://127.0.0.1:{self.server_port}/{self.token}/"
+    def __init__(self, review: Review, place: LocalAddress | None = None) -> None:
+        place = place or open_address()
+        self.review, self.token, self.nonce = review, place.token, secrets.token_urlsafe(12)
+        self.address = place.url
+        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = place.socket
+        self.server_name, self.server_port = "127.0.0.1", place.socket.getsockname()[1]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -255,23 +254,22 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the page shows what fails."""
 
 
-def serve(review: Review, port: int, tell: Callable[[str], None], show: Callable[[str], Any] | None = None) -> str:
+def serve(
+    review: Review, place: LocalAddress, tell: Callable[[str], None], show: Callable[[str], Any] | None = None
+) -> str:
     """Serve a review until a person ends it on the page or by Ctrl-C.
 
     Args:
         review: the rows and the file.
-        port: the port, 0 for a free one.
-        tell: hears the address.
+        place: the address, which may have been told before.
+        tell: hears how many rows there are, and that the review is over.
         show: opens the address, such as `webbrowser.open`.
 
     Returns:
         What was decided, in a line.
-
-    Raises:
-        DataError: the port cannot be used.
     """
-    with ReviewServer(review, port) as server:
-        tell(f"Review {len(review.rows)} rows on {server.address} (Ctrl-C ends it; every decision is saved at once)")
+    with ReviewServer(review, place) as server:
+        tell(f"{len(review.rows)} rows to review (Ctrl-C ends it; every decision is saved at once)")
         if show is not None:
             show(server.address)
         try:
@@ -279,6 +277,38 @@ def serve(review: Review, port: int, tell: Callable[[str], None], show: Callable
         except KeyboardInterrupt:
             tell("ended; the same command goes on where it was left")
     return review.summary()
+
+
+def write_static(review: Review, path: Path) -> None:
+    """Write a review as one HTML file that needs no server: a browser opens it offline and downloads the decisions.
+
+    Args:
+        review: the rows and the file, whose decisions so far the page goes on with.
+        path: the HTML file.
+
+    Raises:
+        DataError: it cannot be written, or the file of decisions cannot be read.
+    """
+    described, made = review.describe(), review.decisions()
+    names, escape = {row.name for row in review.rows}, (lambda text: text) if review.raw else escape_formula
+    rows = [{**row, "listed": row["name"] in made} for row in described["rows"]]
+    data = {
+        **described,
+        "rows": rows,
+        "file": review.path.name,
+        "name": review.path.name,
+        "columns": LabelDecision._fields,
+        "cells": [[escape(cell) for cell in (row.name, row.given, row.suggested)] for row in review.rows],
+        "escaped": [(name, escape(name)) for name in review.classes],
+        "others": [[escape(cell) for cell in one] for name, one in made.items() if name not in names],
+        "cards": [review.card(number)._asdict() for number in range(len(review.rows))],
+    }
+    nonce = secrets.token_urlsafe(12)
+    text = json.dumps(data).replace("<", "\\u003c")
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'"
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    page = _page(nonce).replace('<meta charset="utf-8">', head, 1).replace("/*STATIC*/null", text, 1)
+    write(path, page)
 
 
 def _page(nonce: str) -> str:

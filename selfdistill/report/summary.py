@@ -40,6 +40,9 @@ STREAM = {
 }
 
 
+AUDIT = "An audit tests on validation rows whether a generation of the model may teach the next one."
+
+
 def score_rows(result: Mapping[str, Any]) -> int:
     """The rows that scores are of: those of the test split, or all labelled ones where scores are cross-fitted."""
     cross = result.get("cross_fit")
@@ -160,6 +163,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
     data = result["data"]
     tested = "and tested " if rows(result, task) else ""
     decisions = [_prose(f"- {g['decision']['why']}") for g in result["generations"] if g.get("decision")]
+    audited = task.audited and bool(decisions)
     decisions = decisions if task.audited else ["- Nothing audits the training; the last weights are the result of it."]
     lines = [
         "---",
@@ -171,6 +175,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
         *_facts(result, record, task),
         "## Audit",
         "",
+        *([AUDIT, ""] if audited else []),
         *decisions,
         "",
         "## Limits",

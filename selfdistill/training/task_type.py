@@ -23,6 +23,7 @@ from ..io.run_record import Lines, Request, read_record
 from . import callbacks
 from .comparison import ComparisonDesign
 
+WORDS = {"labelled": "training", "audit": "validation"}  # of splits, for people
 Rows = list[tuple[str, dict[str, float]]]  # names, and metrics on the test split
 
 
@@ -199,6 +200,10 @@ class TaskType(Protocol):
         """
         raise DataError(f"--search is for networks and for learners on tables, not for {self.learner}; give --method")
 
+    def usual_recipe(self, request: Request) -> str:
+        """The name of the recipe of a request without a method, as far as it is known before data are read."""
+        return "default"
+
     def default_recipe(self, request: Request) -> str:
         """The expression of the recipe that a request without a method is trained with."""
         return self.prepare(replace(request, method=None)).expression
@@ -313,7 +318,7 @@ class TaskType(Protocol):
 
     def data_line(self, data: dict[str, Any]) -> str:
         """The data as a line of a README, without their name, which is Markdown already."""
-        counts = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items())
+        counts = ", ".join(f"{n} {WORDS.get(kind, kind)}" for kind, n in data["rows"].items())
         wrong = f"; {100 * data['noise']:.0f} % of the training and validation labels were made wrong"
         return counts + (wrong if data["noise"] else "")
 

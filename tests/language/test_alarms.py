@@ -63,7 +63,7 @@ def trained(weights: dict[str, Any], prompts: Prompts, response: str | None = "w
         return made
 
     method = Language({"label": label()}, source=Demonstrations())
-    options: dict[str, Any] = {"device": "cpu", "steps": 40, "batch_size": 16, "lr": 1e-2, "max_tokens": 40}
+    options: dict[str, Any] = {"device": "cpu", "steps": 40, "batch_size": 16, "lr": 1e-2, "max_tokens": 24}
     options |= {"audit": "off", "warn": lambda line: None}
     return fit(build, prompts, method, response=response, **(options | more))
 
@@ -88,13 +88,13 @@ def test_a_sound_training_is_quiet(torn: dict[str, Any]) -> None:
 BROKEN: dict[str, tuple[Say, Say]] = {
     "entropy-collapse, over-confidence": (lambda w: "zz", same),
     "length-drift": (lambda w: w * 6, lambda w: w[::-1]),
-    "leakage": (lambda w: f"according to the hint {w}", lambda w: f"according to the hint {w}"),
+    "leakage": (lambda w: f"the given answer {w}", lambda w: f"the given answer {w}"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_training_is_caught(name: str, torn: dict[str, Any]) -> None:
-    result = trained(torn, data(*BROKEN[name]))
+    result = trained(torn, data(*BROKEN[name]), steps=80 if name == "leakage" else 40)
     assert set(name.split(", ")) <= names(result), result.history[-1]
     assert result.final_generation == 0  # it was to warn
 
@@ -114,10 +114,10 @@ def test_without_a_checker_answers_that_differ_are_counted(torn: dict[str, Any])
 
 def test_an_alarm_rolls_back_what_an_audit_accepts(torn: dict[str, Any]) -> None:
     """The score of the greedy answers is as before, since neither is the demonstration; the words are another's."""
-    leaking = data(lambda w: f"according to the hint {w}", lambda w: "never")
-    kept = trained(torn, leaking, "warn", audit="safe")
+    leaking = data(lambda w: f"the given answer {w}", lambda w: "never")
+    kept = trained(torn, leaking, None, audit="safe", steps=80)
     assert kept.final_generation == 0
-    undone = trained(torn, leaking, "roll-back", audit="safe")
+    undone = trained(torn, leaking, "roll-back", audit="safe", steps=80)
     assert undone.final_generation == -1
     assert "rolled back: " in undone.generations[0].decision["why"]
     assert "leakage" in undone.generations[0].decision["why"]
@@ -125,7 +125,7 @@ def test_an_alarm_rolls_back_what_an_audit_accepts(torn: dict[str, Any]) -> None
 
 def test_an_alarm_stops_the_run(torn: dict[str, Any]) -> None:
     with pytest.raises(VitalsError, match=r"leakage: \d+% of the answers") as stopped:
-        trained(torn, data(*BROKEN["leakage"]), "stop")
+        trained(torn, data(*BROKEN["leakage"]), "stop", steps=80)
     assert stopped.value.vital in ("length-drift", "leakage")
 
 

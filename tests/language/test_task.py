@@ -189,6 +189,16 @@ def test_preflight_says_no_where_there_is_nothing_to_learn(place: Path) -> None:
     assert not found["go"]
 
 
+def test_preflight_shows_the_attempt_to_a_context_that_reads_it(place: Path) -> None:
+    code, out, _ = call(
+        "preflight", f"{place}/p.jsonl", "--model", f"{place}/tiny", "--method", "sd_zero(k=5)", "--max-tokens", "4",
+        "--prompts", "4", "--device", "cpu", "--json",
+    )  # fmt: skip
+    found = json.loads(out)
+    assert found["student_with_context"]["shown"] > 0  # it may say nothing, and then there is nothing to revise
+    assert code == int(not found["go"])
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

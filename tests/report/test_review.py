@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from selfdistill.data.row_cards import RowCard
 from selfdistill.errors import DataError
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
-from selfdistill.report.review import Review, ReviewRow, ReviewServer
+from selfdistill.report.review import Review, ReviewRow, ReviewServer, write_static
 from tests.browser import axe_source, browser
 from tests.terminal import passed, refused
 
@@ -177,6 +178,45 @@ def test_the_page_has_no_violation_of_axe(tmp_path: Path) -> None:
             assert page.violations(axe) == []
 
 
+def test_a_static_page_works_offline_and_downloads_the_decisions(tmp_path: Path) -> None:
+    """From file://, by keyboard: the file is that which a server writes, formulas and rows of others included."""
+    classes = ("cat", "dog", "keep", "=1+1")
+    served_path, path = tmp_path / "served.csv", tmp_path / "decisions.csv"
+    before = [LabelDecision("9", "cat", "dog", "accept", "model"), LabelDecision("8", "dog", "cat", "skip")]
+    for place in (served_path, path):
+        write_decisions(place, before)
+    write_static(review_of(path, classes), tmp_path / "review.html")
+    assert words(path) == {"9": "accept", "8": "skip"}, "the file itself stays"
+    other = review_of(served_path, classes)
+    with browser(tmp_path) as page:
+        page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "down"))
+        page.open((tmp_path / "review.html").as_uri())
+        page.wait("document.body.dataset.row === '0' && document.querySelector('#card dl')")
+        for number, key, word in ((0, "a", "accept"), (2, "4", "class:=1+1"), (3, "2", "dog")):
+            page.press(key)
+            other.decide(number, word)
+            page.wait(f"document.body.dataset.row === '{number + 1}'")
+            if number == 0:
+                page.press("ArrowRight")
+                page.wait("document.body.dataset.row === '2'")
+        page.press("ArrowLeft")
+        page.wait("document.body.dataset.row === '3'")
+        page.evaluate(
+            "(document.getElementById('text').value = 'cow', document.getElementById('other').requestSubmit(), 0)"
+        )
+        page.wait("document.getElementById('fault').textContent.includes('no class of the data')")
+        assert page.evaluate("document.title") == "Review of labels"
+        page.shot(tmp_path / "static.png")
+        page.evaluate("document.getElementById('done').click()")
+        page.wait("document.getElementById('summary').textContent.includes('was downloaded')")
+        down, end = tmp_path / "down" / "decisions.csv", time.monotonic() + 10
+        while not down.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert page.complaints() == []
+    assert sorted(down.read_text().splitlines()) == sorted(served_path.read_text().splitlines())
+    assert read_decisions(down)
+
+
 # ---- from a run to the next one ----------------------------------------------------------------------
 
 
@@ -196,3 +236,7 @@ def test_a_run_is_reviewed_and_trained_again(tmp_path: Path, monkeypatch: pytest
     assert Run.open("r").review(top=6).describe()["rows"][0]["decision"] == "accept"
     assert "is no run folder" in refused("review", "nowhere")
     assert "another --out" in refused("review", "r", "--out", "nowhere/d.csv")
+    assert "6 rows; open it in a browser" in passed("review", "r", "--static", "--top", 6).stdout
+    page = Path("r/review.html").read_text()
+    assert page.count('"picture": "data:image/png') == 6
+    assert "http" not in page.replace("http-equiv", ""), "it asks nobody"

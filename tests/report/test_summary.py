@@ -103,7 +103,7 @@ def test_without_a_control_nothing_is_compared() -> None:
 def test_the_readme_has_the_figures_and_how_they_came() -> None:
     record = {"settings": {"batch_size": 32}, "versions": {"torch": "9.9"}}
     page = readme(result(0.97), record, NetworkTaskType())
-    for words in ("# elr() on digits", "| elr() | 97.0 % | 0.123 | 0.012 | 0.200 |", "7 labelled", "5 test", "40 %",
+    for words in ("# elr() on digits", "| elr() | 97.0 % | 0.123 | 0.012 | 0.200 |", "7 training", "5 test", "40 %",
                   "1234 parameters", "50 in 1.5 s", "batch 32", "seed 3", "torch 9.9", 'load("model")'):  # fmt: skip
         assert words in page
 
