@@ -53,6 +53,8 @@ for _name, _what, _quick in (
     ("divergence", "What a divergence over a large vocabulary costs in time and memory, against holding all logits.",
      "A small vocabulary"),
     ("language", "What a teacher adds to a language model's step, and a whole SDFT step beside TRL's.", "Small sizes"),
+    ("sdft_memory", "The peak memory of a training by sdft() over that by sft(), of a bfloat16 model.",
+     "A small model"),
     ("images", "What a step with images on disk takes, against a bare loop over a DataLoader, and the memory of both.",
      "Few files and steps"),
     ("store", "What targets on disk take and cost: bytes, reading, the gradient's error, a training step.",

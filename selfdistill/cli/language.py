@@ -17,6 +17,7 @@ from .options import (
     dtype_option,
     echo,
     fields_option,
+    load_in_4bit_option,
     one_line_errors,
     refuse_two_lengths,
     trust_option,
@@ -43,6 +44,7 @@ from .options import (
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
 @dtype_option
+@load_in_4bit_option
 @click.option("--checker", metavar="SPEC", help="Checker of the rows that have an answer and name no checker.")
 @fields_option
 @TEMPLATE_OPTIONS[0]

@@ -134,8 +134,8 @@ THEMES = {
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
     "Language models": (
-        "fields keep checker student_template teacher_template skip_long group_lengths lora dtype save max_tokens "
-        "checkpointing alarms"
+        "fields keep checker student_template teacher_template skip_long group_lengths lora dtype load_in_4bit save "
+        "max_tokens checkpointing alarms"
     ),
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
@@ -178,6 +178,13 @@ dtype_option = click.option(
     "--dtype",
     type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
     help="Prompts: dtype of the base weights and of the saved model; what learns is float32 [default: as in the file].",
+)
+
+
+load_in_4bit_option = click.option(
+    "--load-in-4bit",
+    is_flag=True,
+    help="Prompts: quantise the base to 4 bits (NF4, by bitsandbytes); needs --lora, and saves the adapter.",
 )
 
 
@@ -326,6 +333,7 @@ DATA_OPTIONS = [
         help="Prompts: rank of the LoRA adapter; 0 trains all weights.",
     ),
     dtype_option,
+    load_in_4bit_option,
     click.option(
         "--max-tokens",
         type=click.IntRange(min=1),

@@ -371,6 +371,20 @@ def feature_names(preprocessor: Any) -> list[str]:
     return [str(name) for name in preprocessor.feature_names_in_]
 
 
+def feature_columns(preprocessor: Any) -> list[str]:
+    """The column that each feature was made of, in the order of `transform`: numbers, where any were missing, and
+    categories one by one."""
+    columns: list[str] = []
+    for name, pipeline, own in preprocessor.transformers_:
+        if name == "numbers":
+            indicator = pipeline[0].indicator_
+            columns += [*own, *(own[i] for i in (indicator.features_ if indicator is not None else []))]
+        elif name == "categories":
+            numbered = pipeline[-1].get_feature_names_out([str(i) for i in range(len(own))])
+            columns += [own[int(feature.partition("_")[0])] for feature in numbered]
+    return [str(column) for column in columns]
+
+
 def transform(preprocessor: Any, features: Any, place: str = "table") -> Tensor:
     """Model input for features as `prepare` makes them: (n, features) float32.
 

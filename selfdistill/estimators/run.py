@@ -31,6 +31,7 @@ from ..data.split_columns import SplitRequest
 from ..errors import DataError, RecipeError
 from ..evaluation import label_errors, metrics
 from ..evaluation.cross_scores import CROSS_FIT, CrossScores
+from ..evaluation.importance import PREDICTIONS, ROWS
 from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.predict import (
     COVERAGE,
@@ -359,9 +360,6 @@ def training_gap(run: TableRun, model: Any, test: Mapping[str, float]) -> dict[s
     return metrics.gap(scored(outputs, torch.from_numpy(run.data.y[ids]), run.data.task), test)
 
 
-IMPORTANCE = 150, 300  # predictions of a permutation importance at most, and the test rows of each
-
-
 def importance(run: TableRun, model: Any) -> dict[str, Any]:
     """By how much the test score falls where the values of a column are shuffled; nothing where that costs too much.
 
@@ -369,8 +367,8 @@ def importance(run: TableRun, model: Any) -> dict[str, Any]:
     """
     from sklearn.inspection import permutation_importance
 
-    most, rows = IMPORTANCE
-    ids = run.data.test[:: max(1, -(-len(run.data.test) // rows))]
+    most = PREDICTIONS
+    ids = run.data.test[:: max(1, -(-len(run.data.test) // ROWS))]
     frame = run.data.rows(ids)
     if run.request.budget is not None or frame.shape[1] > most:
         return {}

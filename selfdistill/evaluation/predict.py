@@ -141,13 +141,13 @@ def halfwidth(errors: Tensor, coverage: float = COVERAGE) -> float:
 MOST_TRAINING = 5000  # labelled rows of which a training score is taken
 
 
-def some_of(ids: Tensor) -> Tensor:
-    """At most `MOST_TRAINING` rows, evenly drawn.
+def some_of(ids: Tensor, most: int = MOST_TRAINING) -> Tensor:
+    """At most so many rows, evenly drawn.
 
     >>> len(some_of(torch.arange(20_000))), len(some_of(torch.arange(60)))
     (5000, 60)
     """
-    return ids[:: max(1, -(-len(ids) // MOST_TRAINING))]
+    return ids[:: max(1, -(-len(ids) // most))]
 
 
 def final_score(model: nn.Module, data: Data) -> dict[str, float]:

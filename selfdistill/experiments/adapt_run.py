@@ -56,6 +56,7 @@ _FIXED = (
     "alarms",
     "dtype",
     "save",
+    "load_in_4bit",
     "columns",
     "groups",
     "time",

@@ -40,6 +40,7 @@ from ..errors import (
 from ..evaluation import label_errors, linear_probe
 from ..evaluation.audit import FEW
 from ..evaluation.cross_scores import CROSS_FIT, CrossScores
+from ..evaluation.importance import PREDICTIONS, ROWS, permutation_importance
 from ..evaluation.label_next import Committee, require_unlabelled
 from ..evaluation.linear_probe import by_neighbours
 from ..evaluation.metrics import breakdown, reliability
@@ -52,6 +53,7 @@ from ..evaluation.predict import (
     predict,
     predict_rows,
     scored,
+    some_of,
     task_outputs,
     with_interval,
 )
@@ -536,8 +538,26 @@ class NetworkRun:
             outputs = task_outputs(final_model(one.model), data, test)
             drawn[name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
             if (name == "plain") == preferred or len(models) == 1:
-                found["breakdown"] = test_breakdown(data, outputs)
+                found |= {"breakdown": test_breakdown(data, outputs), **self._importance(final_model(one.model))}
         return found
+
+    def _importance(self, model: nn.Module) -> dict[str, Any]:
+        """By how much the test score falls where a column is shuffled; of tables alone, and where it costs little."""
+        data, rows = self.data, some_of(self.data.test, ROWS)
+        if data.preprocessor is None or data.kind != "table" or self.request.budget is not None:
+            return {}
+        columns = tables.feature_columns(data.preprocessor)
+        repeats, x = min(5, PREDICTIONS // len(set(columns))), data.rows(rows)
+
+        def score(inputs: Tensor) -> float:
+            outputs = predict(model, inputs, data.head)
+            outputs = outputs if data.classes else data.in_units(outputs)
+            figures = scored(outputs, data.y[rows], data.task)
+            return figures["accuracy"] if data.classes else -figures["rmse"]
+
+        if not repeats:
+            return {}
+        return {"importance": permutation_importance(score, x, columns, repeats, self.request.seed)}
 
     def _without_copies(self, models: dict[str, tuple[Result, dict[str, Tensor]]], preferred: bool) -> dict[str, Any]:
         """The scores of the shown models on the test rows that are no copies of others; empty where no row is one."""

@@ -328,6 +328,7 @@ _FIXED = (
     "alarms",
     "dtype",
     "save",
+    "load_in_4bit",
 )
 
 

@@ -222,12 +222,13 @@ class Request:
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
     trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
     ``checker``, ``fields``, ``student_template``, ``teacher_template``, ``skip_long``, ``lora``, ``max_tokens``,
-    ``checkpointing``, ``dtype`` and ``save`` are for language models: prior tasks that must not be forgotten, the
-    checker of rows that name none, (field, column) of fields that the file calls otherwise, options of the chat
-    template, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights), tokens of
-    an answer, memory for time, the dtype of the base weights, and whether the model is saved merged, as an adapter, or
-    both. ``group_lengths`` puts prompts of similar length into a batch; ``alarms`` is what follows where answers go
-    wrong in other ways than their score. ``targets`` is a folder that keeps what a frozen outside teacher says.
+    ``checkpointing``, ``dtype``, ``load_in_4bit`` and ``save`` are for language models: prior tasks that must not be
+    forgotten, the checker of rows that name none, (field, column) of fields that the file calls otherwise, options of
+    the chat template, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights),
+    tokens of an answer, memory for time, the dtype of the base weights, whether they have 4 bits, and whether the
+    model is saved merged, as an adapter, or both. ``group_lengths`` puts prompts of similar length into a batch;
+    ``alarms`` is what follows where answers go wrong in other ways than their score. ``targets`` is a folder that
+    keeps what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
@@ -267,6 +268,7 @@ class Request:
     alarms: str | None = None
     dtype: str | None = None
     save: str | None = None
+    load_in_4bit: bool = False
     model: str | None = None
     init: str | None = None
     method: str | None = None

@@ -225,11 +225,12 @@ def prepare(request: Request) -> LanguageRun:
         lora=lora,
         checkpointing=request.checkpointing,
         dtype=request.dtype or "auto",
+        load_in_4bit=request.load_in_4bit,
         student_template=request.student_template,
         teacher_template=request.teacher_template,
     )
-    check_save(request.save or "merged", lora)
-    if request.save not in (None, "merged") and is_adapter(locate(model)):
+    check_save(_save(request), lora, request.load_in_4bit)
+    if _save(request) != "merged" and is_adapter(locate(model)):
         raise DataError(f"{model} is an adapter, which can be no base of another one; give --save merged")
     reader = build.check()
     if request.skip_long:
@@ -250,6 +251,11 @@ def prepare(request: Request) -> LanguageRun:
         templates.append(f"--teacher-template changes nothing: nothing of {expression} is read with a context")
     note = "\n".join([*fields, *notices(data.name, data.describe()), *templates])
     return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
+
+
+def _save(request: Request) -> str:
+    """What the model is saved as: an adapter of a base of 4 bits, as merging would round it."""
+    return request.save or ("adapter" if request.load_in_4bit else "merged")
 
 
 def prepare_update(request: Request) -> LanguageRun:
@@ -382,8 +388,9 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners, own: Path | No
     evaluator = Evaluator(ready, choose_device(request.device), tell)
     result = _result(ready, folder, trained, control, evaluator)
     if distributed.rank() == 0:
-        export(evaluator.final_model(trained), folder / "model", request.save or "merged", ready.build.name)
+        export(evaluator.final_model(trained), folder / "model", _save(request), ready.build.name)
         card = {"format": FORMAT, "method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
+        card["load_in_4bit"] = request.load_in_4bit
         write_json(folder / "model" / "selfdistill.json", card)
     return result
 
@@ -491,7 +498,7 @@ def _result(
     answers = before if trained.final_generation < 0 else asked[trained.final_generation]
     result: dict[str, Any] = {
         "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
-        "base": ready.build.name, "parameters": sum(p.numel() for p in evaluator.model.parameters()),
+        "base": ready.build.name, "saved": _save(ready.request), "parameters": evaluator.model.parameter_count,
         "learning": sum(p.numel() for p in evaluator.model.learning().values()),
         "data": ready.data.describe(), "seed": ready.request.seed,
         "final_generation": trained.final_generation, "chosen": "method",
@@ -554,6 +561,10 @@ def _columns_of(folder: Path, source: str) -> list[tuple[str, str]]:
     return [(field, name) for field, name in named if name in there]
 
 
+#: The fields of a model folder's card that are read.
+_CARD = {"format?": Any, "max_tokens?": Range(1, 2**20), "load_in_4bit?": bool}
+
+
 def predict(folder: Path, source: str) -> Completions:
     """The final model's answers to new prompts.
 
@@ -564,13 +575,14 @@ def predict(folder: Path, source: str) -> Completions:
     if not (place / "selfdistill.json").exists():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
     try:
-        card = read_json(place / "selfdistill.json", {"format?": Any, "max_tokens?": Range(1, 2**20)})
+        card = read_json(place / "selfdistill.json", _CARD)
     except (OSError, ValueError) as error:
         why = one_line(error, 120)
         raise CheckpointError(f"{place / 'selfdistill.json'} is damaged or foreign ({why}); run it again") from error
     check_format(place / "selfdistill.json", card.get("format"))
     data = load_prompts(source, columns=_columns_of(folder, source))
-    model = Causal(*causal(str(place), stored_dtype(str(place)))).eval()
+    loaded = causal(str(place), stored_dtype(str(place)), load_in_4bit=card.get("load_in_4bit", False))
+    model = Causal(*loaded).eval()
     most = card.get("max_tokens", TOKENS)
     check_answers(model.reader, data, most)
     sampling, every = Sampling(0.0, max_tokens=most), range(len(data.rows))

@@ -342,6 +342,7 @@ _PROMPT_OPTIONS = {
     "alarms": "--alarms",
     "dtype": "--dtype",
     "save": "--save",
+    "load_in_4bit": "--load-in-4bit",
 }
 
 
@@ -532,7 +533,7 @@ class LanguageTaskType(TaskType):
 
     def card_fields(self, result: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
         """With the base model."""
-        return card_fields("peft" if record["request"].get("save") == "adapter" else "transformers", result["base"])
+        return card_fields("peft" if result["saved"] == "adapter" else "transformers", result["base"])
 
     def loading(self, folder: str) -> list[str]:
         return [

@@ -29,7 +29,7 @@ from ..core.memory import LargeModel, WeightView
 from ..core.step import Rows
 from ..errors import DataError, RecipeError
 from .chat_options import own_template, set_options, with_options
-from .hub import causal, description, parameter_count, stored_dtype
+from .hub import causal, check_4bit, description, parameter_count, stored_dtype
 
 PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
 
@@ -422,6 +422,11 @@ class Causal(LargeModel):
                 parameter.requires_grad_(learns)
 
     @property
+    def parameter_count(self) -> int:
+        """The number of its weights, also where several of them share a byte."""
+        return int(self.plain.num_parameters())
+
+    @property
     def quantised(self) -> bool:
         """Whether its base has weights of few bits, which are read and never trained."""
         return "quantization_config" in vars(self.plain.config)
@@ -523,7 +528,8 @@ class Pretrained:
     weights and of the saved model: ``auto`` (as in the file), ``bfloat16``, ``float16`` or ``float32``. What learns is
     float32: the factors of LoRA, or without LoRA all weights, which are rounded to the dtype in each forward pass.
     ``student_template`` are options of the chat template, such as ``enable_thinking=false``; ``teacher_template`` those
-    of what is read with a context, where they differ from the student's.
+    of what is read with a context, where they differ from the student's. ``load_in_4bit`` quantises the base, under
+    LoRA alone, to 4 bits (NF4) by bitsandbytes; it computes in the dtype.
     """
 
     name: str
@@ -532,16 +538,19 @@ class Pretrained:
     targets: str = "all-linear"
     checkpointing: bool = False
     dtype: str = "auto"
+    load_in_4bit: bool = False
     student_template: str | None = None
     teacher_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
             raise DataError(f"dtype is auto, {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.load_in_4bit and not self.lora:
+            raise DataError("weights of 4 bits cannot learn; give --lora 16 with --load-in-4bit, or leave that out")
 
     def __call__(self) -> Causal:
         dtype = self.saved_dtype
-        lm, tokenizer = causal(self.name, dtype if self.lora else torch.float32)
+        lm, tokenizer = causal(self.name, dtype if self.lora else torch.float32, load_in_4bit=self.load_in_4bit)
         return of_model(lm, tokenizer, self, lambda: of_model(*causal(self.name)).learning(), dtype)
 
     @property
@@ -566,9 +575,12 @@ class Pretrained:
         """
         if self.lora and importlib.util.find_spec("peft") is None:
             raise DataError(NEEDS_PEFT)
+        if self.load_in_4bit:
+            check_4bit()
         tokenizer, config = description(self.name)
         parameters, memory = parameter_count(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        each = self.saved_dtype.itemsize if self.lora else 4 * (1 if torch.cuda.is_available() else 4)
+        frozen = 1 if self.load_in_4bit else self.saved_dtype.itemsize  # embeddings keep their bits
+        each = frozen if self.lora else 4 * (1 if torch.cuda.is_available() else 4)
         if each * parameters > memory:
             remedy = "take a smaller model" if self.lora else "take a smaller model, or --lora 16"
             raise DataError(
@@ -597,7 +609,7 @@ class Pretrained:
         return with_options(own_template(tokenizer, "--teacher-template"), self.teacher_template, "--teacher-template")
 
     def __str__(self) -> str:
-        dtype = "" if self.dtype == "auto" else f", {self.dtype}"
+        dtype = ("" if self.dtype == "auto" else f", {self.dtype}") + (", 4 bits" if self.load_in_4bit else "")
         return f"{self.name}{f', LoRA r{self.lora}' if self.lora else ''}{dtype}"
 
 

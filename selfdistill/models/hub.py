@@ -158,26 +158,28 @@ def _refuse_unsafe(folder: Path) -> None:
 
 
 def causal(
-    name: str, dtype: torch.dtype = torch.float32, tell: Tell | None = None
+    name: str, dtype: torch.dtype = torch.float32, tell: Tell | None = None, load_in_4bit: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model in eval mode, and its tokenizer; ``tell`` gets a message before a conversion that takes a while.
 
-    Of a folder with an adapter it is the adapter's base with the adapter merged.
+    Of a folder with an adapter it is the adapter's base with the adapter merged; with ``load_in_4bit``, which has
+    bitsandbytes quantise the base to NF4 (QLoRA, Dettmers et al., 2023), the adapter stays beside it.
 
     Raises:
         DataError: no such model, not one that predicts the next token, or weights of it are missing.
     """
     place = unpacked(locate(name), tell)
     if not isinstance(place, Path) or not is_adapter(place):
-        return _load("AutoModelForCausalLM", name, place, dtype)
-    lm, _ = causal(base_of(place), dtype, tell)
+        return _load("AutoModelForCausalLM", name, place, dtype, load_in_4bit)
+    lm, _ = causal(base_of(place), dtype, tell, load_in_4bit)
     with _readable(name), quiet():
         if importlib.util.find_spec("peft") is None:
             raise DataError(f"{name} is an adapter and needs peft: pip install 'selfdistill[language]'")
         from peft import PeftModel
 
-        merged = PeftModel.from_pretrained(lm, place).merge_and_unload()
-    return merged.eval(), tokenizer(place)
+        adapted = PeftModel.from_pretrained(lm, place)
+        whole: Any = adapted if load_in_4bit else adapted.merge_and_unload()
+    return whole.eval(), tokenizer(place)
 
 
 def encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -309,13 +311,38 @@ def quiet() -> Iterator[Any]:
             log.enable_progress_bar()
 
 
-def _load(kind: str, name: str, place: Path | str, dtype: torch.dtype) -> tuple[Any, Any]:
+#: What bitsandbytes needs to be there, with which transformers load weights of 4 bits.
+_4BIT = ("bitsandbytes", "accelerate")
+
+
+def check_4bit() -> None:
+    """Refuse weights of 4 bits where nothing can make them.
+
+    Raises:
+        DataError: a package is not installed.
+    """
+    missing = [name for name in _4BIT if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DataError(
+            f"--load-in-4bit needs {' and '.join(missing)}: pip install 'selfdistill[4bit]', or leave it out"
+        )
+
+
+def _load(kind: str, name: str, place: Path | str, dtype: torch.dtype, load_in_4bit: bool = False) -> tuple[Any, Any]:
     local = isinstance(place, Path)
     if local and not (Path(place) / CONFIG).is_file():
         raise DataError(f"{place} has no {CONFIG}; give the folder that save_pretrained wrote")
-    options = {"local_files_only": local, "trust_remote_code": False}
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     with _readable(name), quiet() as library:
         tokenizer = library.AutoTokenizer.from_pretrained(place, **options)
+        if load_in_4bit:
+            check_4bit()
+            options["quantization_config"] = library.BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
         model, info = getattr(library, kind).from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )

@@ -226,6 +226,31 @@ def test_a_language_runs_control_is_called_by_its_recipe(run: Path, tmp_path: Pa
     assert "plain, the baseline" not in page
 
 
+def test_the_page_of_a_language_model_begins_with_its_verdicts(run: Path, tmp_path: Path) -> None:
+    """Against the model before and against sft(), on the task and on prior ones; few prompts have none."""
+    shutil.copytree(run, tmp_path / "r")
+    record = json.loads((run / "run.json").read_text())
+    one = {"accuracy": 0.5, "kept": 0.75, "length": 12.0}
+    better = {"gain": 0.25, "half": 0.125, "rows": 40, "verdict": "BEATS"}
+    few = {"gain": -1.0, "half": None, "rows": 1, "verdict": None}
+    data = {**record["data"], "task": "generate", "classes": [], "rows": {"train": 80, "audit": 10, "test": 40}}
+    generations = [{"generation": 0, "test": {**one, "accuracy": 0.75}}]
+    kept = {name: value for name, value in record["result"].items()
+            if name not in ("plain", "label_errors", "breakdown", "reliability")}  # fmt: skip
+    result = kept | {
+        "kind": "language", "method": "sdft()", "data": data, "test": {**one, "accuracy": 0.75}, "before": one,
+        "generations": generations, "final_generation": 0,
+        "against": {"before": {"test": better, "kept": few}, "sft": {"test": {**better, "verdict": "TIES"}}},
+    }  # fmt: skip
+    write_record(tmp_path / "r" / "run.json", record | {"kind": "language", "data": data, "result": result})
+    page = render(tmp_path / "r", TASK_TYPES)
+    said = page[page.index("What was measured") : page.index("What to do next")]
+    assert "BEATS the model before (25 ± 12 points better)" in said
+    assert "no verdict against the model before on prior tasks: 100 points worse over 1 prompt" in said
+    assert "TIES sft() at equal steps" in said
+    assert "selfdistill predict" in page
+
+
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     long = [(float(i), float(i * i)) for i in range(5000)]
     shown = thinned(long)

@@ -102,3 +102,13 @@ def test_a_peer_that_cannot_run_is_refused_in_one_line(tmp_path: Path) -> None:
         sdft_step.run(3, True, lambda line: None, str(python))
     with pytest.raises(RecipeError, match="3 repeats"):
         language.run(repeats=2)
+
+
+def test_memory_of_both_recipes_is_that_of_processes_of_their_own() -> None:
+    done = CliRunner().invoke(main, ["sdft_memory", "--quick", "--json"])
+    assert done.exit_code == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert result["sft"]["base"] == result["sdft"]["base"] == ["bfloat16"]
+    assert all(0 < result[name]["before"] <= result[name]["peak"] for name in ("sft", "sdft"))
+    assert result["ratio"] == result["sdft"]["peak"] / result["sft"]["peak"]
+    assert result["met"] == (result["ratio"] <= result["at_most"])
