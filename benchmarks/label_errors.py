@@ -10,8 +10,9 @@
 random, or to the letter most alike (the nearest mean image), and at random 0, 10 and 40 %. Both sides train the same
 network (``--model``) for ``--steps`` in 5 folds: cleanlab takes `plain()` and its probabilities for the rows left out,
 this package ``--method`` and what ``--folds 5`` takes. Predictions are kept beside ``--out``. Rankings are cut at the
-largest recall of all wrong labels at which precision is at least .95; beside it is what each side flags. Then both drop
-what they flag, and the same plain network learns the rest and is scored on 500 clean glyphs of other fonts.
+largest recall of all wrong labels at which precision is at least .95; beside it is what each side flags. Of 26 % at
+random, both drop what they flag, and the same plain network learns the rest and is scored on 500 clean glyphs of other
+fonts.
 
 ``tables`` and ``texts``: 20 % of the labels flipped, the same probabilities out of fold (gradient boosting; logistic
 regression on TF-IDF of words) for both rankings: AUC of the wrong labels. A text file has the columns text and rating;
@@ -52,6 +53,7 @@ from selfdistill.training.fit import fit
 
 LETTERS, FONTS, TEST_FONTS, SIDE, FOLDS, PRECISION = "ABCDEFGHIJ", 120, 50, 32, 5, 0.95
 SETTINGS = (("random", 0.26), ("alike", 0.26), ("random", 0.0), ("random", 0.1), ("random", 0.4))
+ARMS = ("selfdistill", "cleanlab")
 FLAGGED = ("precision", "recall")
 TABLES = ("breast-cancer", "wine", "digits")
 
@@ -192,7 +194,7 @@ def run_glyphs(
         record["noise"] = {"rate": float(mask.mean())}
     record |= {"recall": recall(order, wrong), "flagged": flagged(mask, wrong)}
     record["auc"] = auroc(torch.as_tensor(scores), torch.from_numpy(wrong))
-    if noise == 0.26:
+    if (kind, noise) == SETTINGS[0]:
         record["cleaned"] = train_without(data, mask, test, clean, options)
     return {**record, "seconds": round(found.seconds)}
 
@@ -246,27 +248,9 @@ def report(records: list[dict[str, Any]]) -> None:
     for kind, noise in SETTINGS:
         arms = {
             arm: {r["seed"]: r for r in records if (r["data"], r["noise_of"], r["arm"]) == (kind, noise, arm)}
-            for arm in ("selfdistill", "cleanlab")
+            for arm in ARMS
         }
-        seeds = sorted(set(arms["selfdistill"]) & set(arms["cleanlab"]))
-        if not seeds:
-            continue
-        print(f"glyphs, {100 * noise:.0f} % flipped ({kind}), {len(seeds)} seeds")
-        for arm, of in arms.items():
-            rows = [of[s] for s in seeds]
-            parts = [f"recall at precision .95 {statistics.fmean(r['recall'] for r in rows):.3f}"]
-            parts += [f"flagged: {name} {statistics.fmean(r['flagged'][name] for r in rows):.3f}" for name in FLAGGED]
-            rates = [r["noise"]["rate"] for r in rows]
-            parts.append(
-                f"noise rate {statistics.fmean(rates):.3f}, farthest {max(rates, key=lambda x: abs(x - noise)):.3f}"
-            )
-            if "cleaned" in rows[0]:
-                parts.append(f"accuracy after cleaning {statistics.fmean(r['cleaned'] for r in rows):.4f}")
-            print(f"  {arm}: {'; '.join(parts)}")
-        for name in ("recall", "cleaned"):
-            if name in arms["cleanlab"][seeds[0]]:
-                mean_, half = interval([arms["selfdistill"][s][name] - arms["cleanlab"][s][name] for s in seeds])
-                print(f"  {name}, difference: {mean_:+.4f} [{mean_ - half:+.4f}, {mean_ + half:+.4f}]")
+        report_glyphs(kind, noise, {arm: of for arm, of in arms.items() if of})
     for name in sorted({r["data"] for r in records if r["arm"] == "rows"}):
         rows = [r for r in records if r["data"] == name and r["arm"] == "rows"]
         ours, theirs = (statistics.fmean(r[key] for r in rows) for key in ("auc", "cleanlab"))
@@ -274,6 +258,31 @@ def report(records: list[dict[str, Any]]) -> None:
         print(
             f"{name}, {len(rows)} seeds: AUC {ours:.4f}, cleanlab {theirs:.4f}; largest error of the rate {error:.3f}"
         )
+
+
+def report_glyphs(kind: str, noise: float, arms: dict[str, dict[int, dict[str, Any]]]) -> None:
+    """The lines of one kind of noise."""
+    seeds = sorted(set.intersection(*(set(of) for of in arms.values()))) if arms else []
+    if not seeds:
+        return
+    print(f"glyphs, {100 * noise:.0f} % flipped ({kind}), {len(seeds)} seeds")
+    for arm, of in arms.items():
+        rows = [of[s] for s in seeds]
+        parts = [f"recall at precision .95 {statistics.fmean(r['recall'] for r in rows):.3f}"]
+        parts += [f"flagged: {name} {statistics.fmean(r['flagged'][name] for r in rows):.3f}" for name in FLAGGED]
+        rates = [r["noise"]["rate"] for r in rows]
+        farthest = max(rates, key=lambda x: abs(x - noise))
+        parts.append(f"noise rate {statistics.fmean(rates):.3f}, farthest {farthest:.3f}")
+        if "low" in rows[0]["noise"]:
+            held = sum(r["noise"]["low"] <= noise <= r["noise"]["high"] for r in rows)
+            parts.append(f"{held} of {len(rows)} intervals hold it")
+        if "cleaned" in rows[0]:
+            parts.append(f"accuracy after cleaning {statistics.fmean(r['cleaned'] for r in rows):.4f}")
+        print(f"  {arm}: {'; '.join(parts)}")
+    for name in ("recall", "cleaned") if len(arms) == 2 and len(seeds) > 1 else ():
+        if name in arms["cleanlab"][seeds[0]]:
+            mean_, half = interval([arms["selfdistill"][s][name] - arms["cleanlab"][s][name] for s in seeds])
+            print(f"  {name}, difference: {mean_:+.4f} [{mean_ - half:+.4f}, {mean_ + half:+.4f}]")
 
 
 def main() -> None:
@@ -288,6 +297,7 @@ def main() -> None:
     parser.add_argument("--skip", default="aenigma", help="leave out fonts with this in their path (ornaments)")
     parser.add_argument("--augment", default="weak", choices=["none", "weak"])
     parser.add_argument("--settings", type=int, nargs="*", default=range(len(SETTINGS)), help="places in SETTINGS")
+    parser.add_argument("--arms", nargs="*", default=ARMS, choices=ARMS, help="sides of the comparison")
     parser.add_argument("--out", type=Path, default=Path("runs/label_errors.jsonl"), help="results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -302,7 +312,7 @@ def main() -> None:
     names = {"tables": TABLES, "texts": given.files}.get(given.what, ())
     for seed in range(given.first, given.first + given.seeds):
         for kind, noise in (SETTINGS[i] for i in given.settings) if fonts is not None else ():
-            for arm in ("selfdistill", "cleanlab"):
+            for arm in given.arms:
                 if (kind, noise, seed, arm) not in done and fonts is not None:
                     facts = {"data": kind, "noise_of": noise, "seed": seed, "arm": arm}
                     lines.add({**facts, **run_glyphs(fonts, seed, kind, noise, arm, options, folder)})
