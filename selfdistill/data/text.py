@@ -71,7 +71,8 @@ class Reader:
             DataError: no such column, a cell without text, or no target.
         """
         if self.column in (target, *request.annotators):
-            raise DataError(f"{name}: '{self.column}' has both texts and labels; give another column as one of them")
+            labels = "--target" if self.column == target else "--annotators"
+            raise DataError(f"{name}: '{self.column}' is both --text and {labels}; give another column as one of them")
         written = tables.target_columns(target, request)
         table = self._table(name, written)
         further = read_further(request, table, target)

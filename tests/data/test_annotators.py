@@ -120,7 +120,7 @@ def test_names_are_read() -> None:
         (["--annotators", "x,z"], "40 different numbers, and annotators give classes"),
         (["--annotators", "ann,ben", "--label-noise", "0.2"], "label noise is for one label a row"),
         (["--annotators", "ann,ben", "--column", "ann=numeric"], "is of an annotator, and has classes"),
-        (["--annotators", "ann,ben", "--text", "ann"], "has both texts and labels"),
+        (["--annotators", "ann,ben", "--text", "ann"], "is both --text and --annotators"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_row_is_the_ids_of_its_tokens(here: Path) -> None:
     rows = data.rows(torch.tensor([3, 1]))
     assert rows.dtype == torch.int64
     assert rows.equal(data.tensor[[3, 1]].long())
-    assert not data.note
+    assert data.note == data.test_note
     assert reviews("score").task == "regress"
 
 
@@ -83,7 +83,10 @@ def test_long_rows_are_cut_behind_a_last_separator_and_told(here: Path) -> None:
     data = reviews(model="tiny(length=7)")
     lengths = frame()["review"].str.split().str.len() + 2
     assert data.cut == int((lengths > 7).sum()) > 0
-    assert data.note == f"r.csv: {data.cut} of 90 texts are longer than 7 tokens and were cut there"
+    assert (
+        data.note.removeprefix(data.test_note + "\n")
+        == f"r.csv: {data.cut} of 90 texts are longer than 7 tokens and were cut there"
+    )
     longest = int(lengths.idxmax())
     assert data.tensor[longest].tolist() == [*reviews().tensor[longest][:6].tolist(), 3]
     assert text.reader("tiny(length=500)", "review").length == 32, "no more than the model reads"
@@ -294,7 +297,8 @@ def test_a_cut_run_goes_on_to_the_same_bits(here: Path) -> None:
 
 def test_a_teacher_with_another_tokenizer_is_refused(here: Path) -> None:
     ran("--method", "plain()", out="teacher")
-    line = ("run", "r.csv", "--text", "review", "--target", "mood", "--steps", 2, "--method", "distil('teacher')")
+    frame(300).to_csv("many.csv", index=False)  # its test split is large enough for no notice
+    line = ("run", "many.csv", "--text", "review", "--target", "mood", "--steps", 2, "--method", "distil('teacher')")
     passed(*line, "--model", "tiny", "--quiet", "--out", "same")
     tiny.bert(Path("other"))
     turned = json.loads(Path("other/tokenizer.json").read_text())
@@ -329,7 +333,10 @@ REFUSED = {
     "other unlabelled": ("r.csv --text review --target mood --model tiny --unlabelled nosuch.csv", ["nosuch.csv"]),
     "too few tokens": ("r.csv --text review --target mood --model tiny(length=1)", ["length", "from 3 on"]),
     "pickled weights": ("r.csv --text review --target mood --model pickled", ["pickled", "save_pretrained"]),
-    "a recipe of classes": ("r.csv --text review --target score --model tiny --method elr()", ["no form for values"]),
+    "a recipe of classes": (
+        "many.csv --text review --target score --model tiny --method elr()",
+        ["no form for values"],
+    ),
 }
 
 
@@ -339,6 +346,7 @@ def test_what_cannot_be_read_is_said_in_one_line(case: str, here: Path) -> None:
     gaps = frame()
     gaps.loc[[2, 7], "review"] = ""
     gaps.to_csv("gaps.csv", index=False)
+    frame(300).to_csv("many.csv", index=False)
     shutil.copytree("tiny", "pickled")
     Path("pickled/model.safetensors").rename("pickled/pytorch_model.bin")
     method = [] if "--method" in words else ["--method", "plain()"]
