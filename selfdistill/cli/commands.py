@@ -122,6 +122,12 @@ def main() -> None:
     help="Trials of --search [default: 20; of lists all combinations].",
 )
 @click.option(
+    "--storage",
+    metavar="FILE|sqlite:///FILE",
+    help="Where Optuna keeps the trials of --search, for its dashboard or for several runs: a journal, or a database "
+    "of SQLite [default: search/journal.log in the run folder].",
+)
+@click.option(
     "--explore",
     type=Finite(min=0, max=1),
     metavar="F",

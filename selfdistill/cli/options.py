@@ -128,7 +128,7 @@ THEMES = {
         "columns annotators time validation label_noise image_size augment tasks order domains leave_out verify"
     ),
     "Method and what it is compared with": (
-        "control effort product refit folds search trials explore init targets memory warm"
+        "control effort product refit folds search trials storage explore init targets memory warm"
     ),
     "Training": (
         "epochs batch_size lr weight_decay optimizer schedule clip accumulate precision compile device "
