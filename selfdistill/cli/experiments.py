@@ -69,10 +69,10 @@ class ManyMethods(click.Command):
 )
 @click.option(
     "--match",
-    type=click.Choice(["passes", "steps", "seconds", "completions"]),
+    type=click.Choice(["passes", "steps", "seconds", "completions", "tokens"]),
     help="The compute that is equal for all methods: sample passes (a forward pass counts 1, a backward pass 2), "
-    "optimizer steps, seconds, or for prompts the sampled completions [default: passes; steps for prompts]. For "
-    "scikit-learn it is the number of trainings.",
+    "optimizer steps, seconds, or for prompts the sampled completions, or the tokens sampled plus those trained on "
+    "[default: passes; steps for prompts]. For scikit-learn it is the number of trainings.",
 )
 @click.option(
     "--level",

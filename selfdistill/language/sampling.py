@@ -385,24 +385,30 @@ class CompletionFile:
 
     def __init__(self, path: Path | None, of: str = "") -> None:
         self.path, self.of = path, of
-        self.draws = dict[int, int]()  # by part: how many completions were drawn for it
+        self.draws = dict[int, tuple[int, int]]()  # by part: completions drawn for it, and their tokens
 
     @property
     def drawn(self) -> int:
         """Completions that were drawn for all parts, kept or not, and before a cut too."""
-        return sum(self.draws.values())
+        return sum(drawn for drawn, _ in self.draws.values())
+
+    @property
+    def written(self) -> int:
+        """The tokens of those."""
+        return sum(tokens for _, tokens in self.draws.values())
 
     def made(
-        self, parts: int, make: Callable[[int], list[Rollout]], count: Callable[[], int] = lambda: 0
+        self, parts: int, make: Callable[[int], list[Rollout]], count: Callable[[], tuple[int, int]] = lambda: (0, 0)
     ) -> list[Rollout]:
         """The rollouts of parts 0 to ``parts``, made or read; each part is written whole or not at all. ``count`` is
-        asked how many completions were drawn so far."""
+        asked how many completions were drawn so far, and of how many tokens."""
         found, kept = list[Rollout](), self._read()
         for part in range(parts):
             if part not in kept:
                 before = count()
                 kept[part] = make(part)
-                self.draws[part] = count() - before
+                after = count()
+                self.draws[part] = (after[0] - before[0], after[1] - before[1])
                 self._write(kept)
             found += kept[part]
         return found
@@ -416,14 +422,15 @@ class CompletionFile:
                 row = json.loads(line)
                 if row["of"] == self.of:
                     kept[int(row["part"])] = [_rollout(one) for one in row["rollouts"]]
-                    self.draws[int(row["part"])] = int(row.get("drawn", 0))
+                    self.draws[int(row["part"])] = (int(row.get("drawn", 0)), int(row.get("tokens", 0)))
         return kept
 
     def _write(self, kept: dict[int, list[Rollout]]) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"of": self.of, "part": part, "drawn": self.draws.get(part, 0),
+        counts = {part: self.draws.get(part, (0, 0)) for part in kept}
+        lines = [json.dumps({"of": self.of, "part": part, "drawn": counts[part][0], "tokens": counts[part][1],
                              "rollouts": [asdict(r) for r in rows]}) for part, rows in kept.items()]  # fmt: skip
         write(self.path, "\n".join(lines) + "\n")
 

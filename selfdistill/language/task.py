@@ -103,7 +103,9 @@ def _require_scores(data: Prompts) -> None:
 # ---- the plan ------------------------------------------------------------------------------------------------------
 
 
-def planned(settings: ComparisonSettings, steps: int, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+def planned(
+    settings: ComparisonSettings, steps: int, costs: Mapping[str, float], fixed: Mapping[str, float] | None = None
+) -> tuple[float, list[Job]]:
     """The budget, and the first seed's jobs; what draws no completions gets as many steps as the longest method.
 
     >>> settings = ComparisonSettings(("grpo()", "sdft()"), (0, 1, 2), "completions")
@@ -112,8 +114,8 @@ def planned(settings: ComparisonSettings, steps: int, costs: Mapping[str, float]
     (320.0, [('grpo()', 10), ('sdft()', 80), ('before', 0), ('sft()', 10), ('sft(), longer', 80)])
     """
     seed, methods = settings.seeds[0], judged(settings.methods)
-    amount = max(costs[name] for name in methods)
-    longer = {name: matching_steps(steps, costs[name], amount) for name in costs if costs[name]}
+    amount, once = max(costs[name] for name in methods), fixed or {}
+    longer = {name: matching_steps(steps, cost, amount, once.get(name, 0.0)) for name, cost in costs.items() if cost}
     longest = max(longer.values(), default=steps)
     jobs = [Job(name, METHOD, longer.get(name, longest), seed, expression=name) for name in methods]
     jobs.append(Job(BEFORE, START, 0, seed))
@@ -165,10 +167,18 @@ def _scored(evaluator: Evaluator, weights: Any, trained: Result | None) -> dict[
         "curve": curve(trained) if trained else [],
         "decisions": [t.decision["accepted"] for t in trained.generations] if trained else None,
         "drawn": trained.history[-1].get("drawn", 0) if trained else 0,
+        "tokens": _tokens(evaluator.ready.method, trained),
         "audit": evaluation.figures({"losses": audit}, evaluator.right),
         "metrics": evaluator.figures(evaluator.asked(weights)),
         "trouble": evaluator.referee.trouble(),
     }
+
+
+def _tokens(method: Language, trained: Result | None) -> dict[str, int]:
+    """Tokens written by sampling, ``once`` a generation or at every step, and those read in training."""
+    last = trained.history[-1] if trained else {}
+    written, once = last.get("written", 0), method.source.once
+    return {"once": written if once else 0, "written": 0 if once else written, "read": last.get("read", 0)}
 
 
 def _teacher_cost(evaluator: Evaluator, trained: Result) -> float:
@@ -228,7 +238,7 @@ class LanguageDesign(ComparisonDesign):
         """The largest batch that one of the recipes advises; an adapter that one advises, all rows would need."""
         if settings.match == "trainings":
             raise DataError(
-                "--match trainings is for learners on tables; for prompts give steps, passes or completions"
+                "--match trainings is for learners on tables; for prompts give steps, passes, completions or tokens"
             )
         advice = {name: dict(read_recipe(name).advice) for name in settings.methods}
         for name, given in advice.items():
@@ -264,7 +274,7 @@ class LanguageDesign(ComparisonDesign):
             check_method(method)
             if drawn and isinstance(method.source, OncePerGeneration):
                 raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --match "
-                                  "completions cannot match it; give steps or passes")  # fmt: skip
+                                  "completions cannot match it; give steps, passes or tokens")  # fmt: skip
         if drawn and not any(method.sampling for method in recipes.values()):
             raise RecipeError("no method draws completions that --match completions could match; give steps or passes")
         for data in self._every_seed:
@@ -301,8 +311,8 @@ class LanguageDesign(ComparisonDesign):
         jobs = [Job(name, METHOD, steps, seed, expression=name) for name in judged(self.settings.methods)]
         return [*jobs, Job(SFT, CONTROL, steps, seed, expression=SFT)] if control else jobs
 
-    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
-        return planned(self.settings, self._steps(), costs)
+    def planned(self, costs: Mapping[str, float], fixed: Mapping[str, float] | None = None) -> tuple[float, list[Job]]:
+        return planned(self.settings, self._steps(), costs, fixed)
 
 
 # ---- the task type -------------------------------------------------------------------------------------------------

@@ -192,13 +192,18 @@ class LanguageTask(Task):
             state.report(f"generation {generation} writes: part {part + 1} of {len(parts)}")
             return self.method.source.rollouts(writer, parts[part], clock)
 
-        drawn = writer.drawn
+        drawn, written = writer.drawn, writer.written
+
+        def count() -> tuple[int, int]:
+            return writer.drawn, writer.written
+
         try:
-            rollouts = file.made(len(parts), make, lambda: writer.drawn) if distributed.rank() == 0 else []
+            rollouts = file.made(len(parts), make, count) if distributed.rank() == 0 else []
             distributed.most(0, state.device)  # the others wait until all is there to read
             if distributed.rank():
                 return file.made(len(parts), make)
-            writer.drawn = drawn + file.drawn  # those that an earlier process has written count too
+            # those that an earlier process has written count too
+            writer.drawn, writer.written = drawn + file.drawn, written + file.written
             state.passes += Passes(teacher=file.drawn)
             return rollouts
         finally:
@@ -317,10 +322,12 @@ class LanguageTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         evaluation = self._evaluation.to_dict() if self._evaluation else None
-        return {"drawn": self.writer.drawn, "evaluation": evaluation, "first": asdict(self.first)}
+        counts = {"drawn": self.writer.drawn, "written": self.writer.written, "read": self.step_log.read}
+        return {**counts, "evaluation": evaluation, "first": asdict(self.first)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.writer.drawn = saved["drawn"]
+        self.writer.drawn, self.writer.written = saved["drawn"], saved.get("written", 0)
+        self.step_log.read = saved.get("read", 0)
         self._evaluation = Evaluation.from_dict(saved["evaluation"]) if saved["evaluation"] else None
         self.first = Reading(**saved.get("first", {}))
 
@@ -361,8 +368,8 @@ class LanguageChecks(Callback):
 
 
 class LanguageVitals(Callback):
-    """Logs the completions drawn so far, and at the end of a generation the vitals of language, which cost two rounds
-    of answers.
+    """Logs the completions drawn so far, their tokens and those read in training, and at the end of a generation the
+    vitals of language, which cost two rounds of answers.
     """
 
     def __init__(self, task: LanguageTask) -> None:
@@ -370,13 +377,13 @@ class LanguageVitals(Callback):
 
     def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         writer = self.task.writer
-        entry["drawn"] = drawn = writer.drawn
+        entry["drawn"], entry["written"], entry["read"] = counts = writer.drawn, writer.written, self.task.step_log.read
         if not state.settings.vitals or state.clock.step < state.clock.length:
             return
         with distributed.whole(state.model):
             entry["language"] = evaluation.measure(writer)
-        state.passes += Passes(evaluation=writer.drawn - drawn)
-        writer.drawn, writer.passes = drawn, Passes()  # nothing is learnt from looks
+        state.passes += Passes(evaluation=writer.drawn - counts[0])
+        writer.drawn, writer.written, writer.passes = *counts[:2], Passes()  # nothing is learnt from looks
         if self.task.response:
             self._look(state, entry)
 

@@ -271,6 +271,8 @@ def _cost(result: dict[str, Any]) -> list[str]:
             words += f"; {saved:,.0f} passes of a teacher saved, whose answers were kept"
         if completions := row.get("drawn"):
             words += f"; {completions:,.0f} completions drawn to learn from"
+        if tokens := row.get("tokens"):
+            words += f"; {tokens['once'] + tokens['written']:,.0f} tokens written, {tokens['read']:,.0f} trained on"
         total = row["passes"]["with_teacher_training"]
         if total is not None:
             words += f"; {total:,.0f} passes with the teacher's training"

@@ -43,6 +43,7 @@ from ...training.comparison import (
     Job,
     check,
     cost,
+    fixed_cost,
     of_seed,
     split_match,
 )
@@ -217,7 +218,8 @@ class Comparison:
             raise
         if plan["jobs"] is None:
             costs = {job.name: cost(self._cell(job), self._times(job)["seconds"], self.settings.match) for job in tried}
-            amount, jobs = design.planned(costs)
+            fixed = {job.name: fixed_cost(self._cell(job), self.settings.match) for job in tried}
+            amount, jobs = design.planned(costs, fixed)
             plan |= {"amount": amount, "jobs": [asdict(job) for job in jobs]}
             write_json(self.plan_file, plan)
         one_seed, seeds = [Job(**job) for job in plan["jobs"]], plan.get("seeds", list(self.settings.seeds))
@@ -260,7 +262,7 @@ class Comparison:
         asked = max(job.steps for job in jobs)
         if not asked:
             return seeds, None
-        fixed, rate, costs = Expense(), Expense(), dict[str, float]()
+        fixed, rate, costs, once = Expense(), Expense(), dict[str, float](), dict[str, float]()
         for job in jobs:
             short = max(1, asked // TRIAL)
             _, one = self._trial(job, short, plan["threads"])
@@ -270,9 +272,12 @@ class Comparison:
             start = [max(0.0, a - s * short) for a, s in zip(one, slope, strict=True)]
             rate = Expense(*(max(a, b / alike) for a, b in zip(rate, slope, strict=True)))
             fixed = Expense(*(max(a, b / alike) for a, b in zip(fixed, start, strict=True)))
-            costs[job.name] = cost(second, two.seconds, self.settings.match) * asked / (2 * short)
+            match = self.settings.match
+            once[job.name] = fixed_cost(second, match)
+            grown = cost(second, two.seconds, match) - once[job.name]
+            costs[job.name] = once[job.name] + grown * asked / (2 * short)
         meter.check_memory("a training of the comparison")
-        each = design.planned(costs)[1]
+        each = design.planned(costs, once)[1]
         trainings, workers = sum(map(design.trainings, each)), self._workers(len(each) * len(seeds), plan["threads"])
         spend = Expense(MARGIN * meter.left().seconds * workers, meter.left().passes)
 
@@ -539,7 +544,8 @@ def compare(
         methods: recipes' expressions, such as ``born_again()``.
         seeds: how many; each is a split, a set of wrong labels, an initialisation and a data order for all rows alike.
         match: what is matched: sample ``passes`` (forward 1, backward 2), optimizer ``steps`` (of prompts, where it is
-            left open), ``seconds``, or for prompts the ``completions`` drawn.
+            left open), ``seconds``, or for prompts the ``completions`` drawn, or
+            the ``tokens`` written by sampling plus those that the student reads in training, prompts included.
         budget: bounds of the whole comparison, such as ``2h|8GiB``.
         level: of the verdicts, over the methods.
         ablation: whether methods with peers are also trained by their own predictions, and by both.

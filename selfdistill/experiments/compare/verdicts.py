@@ -193,6 +193,8 @@ def _row(name: str, cells: Cells, plain: str, metrics: Sequence[str], against: d
         row["robust"] = _robust(name, cells, plain)
     if "drawn" in records[0]:
         row["drawn"] = statistics.fmean(r["drawn"] for r in records)
+    if "tokens" in records[0]:
+        row["tokens"] = {key: statistics.fmean(r["tokens"][key] for r in records) for key in records[0]["tokens"]}
     paid = [r["with_teacher_training"] for r in records]
     row["passes"]["with_teacher_training"] = statistics.fmean(paid) if None not in paid else None
     return row
