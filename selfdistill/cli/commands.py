@@ -379,6 +379,39 @@ def predict(
 
 
 @main.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option("--format", "form", type=click.Choice(["onnx", "torch"]), required=True, help="ONNX, or torch.export.")
+@click.option("--out", metavar="FILE", help="The file to write [default: RUN/export/model.onnx or model.pt2].")
+@click.option("--rows", metavar="DATA", help="Rows to check the graph on [default: the data of the run].")
+@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+@trust_option
+@one_line_errors
+def export(run_folder: str, form: str, out: str | None, rows: str | None, as_json: bool) -> None:
+    """Write the final network of RUN as a graph that other programs run.
+
+    The graph takes any number of rows and returns probabilities, or values in their unit. A JSON file beside it says how
+    a row is prepared. The graph is compared with the model on real rows, and removed if it computes something else.
+    """
+    from ..experiments.run import load
+
+    path = Path(out) if out else Path(run_folder) / "export" / f"model{'.onnx' if form == 'onnx' else '.pt2'}"
+    predictor = load(run_folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path.parent} cannot be made ({error.strerror}); give another --out") from error
+    described = predictor.export(form, path, rows)
+    if as_json:
+        click.echo(json.dumps(described, sort_keys=True))
+        return
+    check = described["check"]
+    echo(
+        f"{path}: largest deviation from the model {check['deviation']:.1e} on {check['rows']} rows ({check['by']}); "
+        f"preprocessing: {path.with_suffix('.json')}"
+    )
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the page docs/methods.md.")
 @one_line_errors
