@@ -125,10 +125,8 @@ def _any_rows() -> Any:
 def _write_onnx(model: nn.Module, sample: Tensor, path: Path, output: str) -> tuple[Callable[[Tensor], Tensor], str]:
     if find_spec("onnx") is None or find_spec("onnxscript") is None:
         raise DataError("--format onnx needs onnx and onnxscript: pip install 'selfdistill[export]'")
-    program: Any = torch.onnx.export(
-        model, (sample,), dynamo=True, dynamic_shapes=_any_rows(), input_names=[INPUT], output_names=[output],
-        verbose=False,
-    )  # fmt: skip
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [output]}
+    program: Any = torch.onnx.export(model, (sample,), dynamo=True, dynamic_shapes=_any_rows(), verbose=False, **names)
     program.save(path)
     return onnx_runner(path)
 

@@ -495,7 +495,9 @@ class TaskTypes:
         for task in sorted(self.types, key=lambda task: task.model_file == CONFIG):  # which several have
             if (place / task.model_file).exists():
                 return task
-        raise CheckpointError(f"{place} holds no model (it has no {CONFIG}); give the folder of a run or of its model")
+        raise CheckpointError(
+            f"{place} is no run folder (it has no run.json) and holds no model; give the folder that `run` printed"
+        )
 
     def of_recipe(self, expression: str) -> TaskType:
         """The task type that a recipe is for, by its name and arguments; of an unknown one the first."""

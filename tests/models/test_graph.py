@@ -18,8 +18,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-import selfdistill
 from selfdistill.errors import DataError
+from selfdistill.experiments.network_predictor import NetworkPredictor
 from selfdistill.models import graph, registry
 from tests.terminal import passed, refused, report
 
@@ -69,7 +69,7 @@ def test_a_network_of_a_table_is_a_graph_with_its_preprocessing(here: Path) -> N
     assert said["check"]["deviation"] < 1e-5
     assert (said["check"]["rows"], said["check"]["batches"]) == (160, [1, 7, 152])
     rows = prepared(frame, said["preprocessing"]["steps"])
-    expected = selfdistill.load("r").predict("t.csv")
+    expected = NetworkPredictor("r").predict("t.csv")
     assert said["output"]["classes"] == expected.columns
     session = onnxruntime.InferenceSession("r/export/model.onnx", providers=["CPUExecutionProvider"])
     assert [one.name for one in session.get_outputs()] == ["probabilities"]
@@ -131,7 +131,7 @@ def test_values_keep_their_unit_and_the_program_of_torch_holds_no_row(here: Path
     program = torch.export.load("r/export/model.pt2").module()
     frame = pandas.read_csv("t.csv")
     rows = torch.from_numpy(prepared(frame, said["preprocessing"]["steps"]))
-    expected = selfdistill.load("r").predict(frame).numbers[:, :1]
+    expected = NetworkPredictor("r").predict(frame).numbers[:, :1]
     assert torch.allclose(program(rows), expected, atol=1e-4)
     with zipfile.ZipFile("r/export/model.pt2") as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".pt"))
