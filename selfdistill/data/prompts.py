@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -221,23 +221,26 @@ def of_examples(
     return _assembled(name, [PromptRow(row, None) for row in rows], SplitRequest(test, audit, labels, seed))
 
 
-def of_records(records: Iterable[Mapping[str, Any]], name: str) -> Prompts:
+def of_records(records: Iterable[Mapping[str, Any]], name: str, *, trust_code: bool = False) -> Prompts:
     """Prompts from the rows of a table in memory, all of which teach.
 
     Args:
         records: The fields of each row; names of other tools are read by their meaning.
         name: Of the table, for messages.
+        trust_code: Allow checkers that the table names as ``module:function``; it may have come from elsewhere.
 
     Returns:
         The prompts; a sample id is the number of its row.
 
     Raises:
-        DataError: A row is none.
+        DataError: A row is none, or names a checker that there is not.
+        CheckpointError: The table names a function as a checker, and is not trusted.
 
     >>> of_records([{"question": "1 + 1?", "answer": "2"}], "sums").labelled.tolist()
     [0]
     """
-    rows, no_ids = rows_in_memory(records, name), torch.zeros(0, dtype=torch.int64)
+    with trust.trust_code(trust_code):
+        rows, no_ids = _checked(rows_in_memory(records, name), name, None), torch.zeros(0, dtype=torch.int64)
     return Prompts(name, tuple(r.example for r in rows), torch.arange(len(rows)), no_ids, no_ids, *_fields(rows))
 
 

@@ -22,7 +22,6 @@ It works in every trainer of a causal model, such as ``SFTTrainer`` and ``GRPOTr
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,7 +39,7 @@ from ..language.evaluation import measure
 from ..language.prompt_check import check_answers
 from ..language.recipes import sft
 from ..models.causal_lm import Causal
-from .common import requiring
+from .common import requiring, warn
 from .trl import SelfDistillTrainer
 
 with requiring("transformers accelerate"):
@@ -50,11 +49,7 @@ FILE = "alarms.safetensors"  # in a checkpoint: the weights that an alarm goes b
 KEY = "selfdistill alarms"  # in the state of the Trainer: how the model answered before training
 
 
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-class AlarmCallback(TrainerCallback):  # type: ignore[misc]  # transformers are not followed
+class AlarmCallback(TrainerCallback):
     """Has the model answer the same prompts before training and every few steps, and tells what went wrong.
 
     The alarms are those of `selfdistill.language.alarms`; what was measured is in the Trainer's own log as ``vitals/``
@@ -68,6 +63,7 @@ class AlarmCallback(TrainerCallback):  # type: ignore[misc]  # transformers are 
             without an alarm and stops.
         max_tokens: The longest answer, in tokens.
         seed: Of the answers.
+        trust_code: Allow checkers that rows name as ``module:function``.
         warn: Called with each alarm.
 
     Attributes:
@@ -75,6 +71,7 @@ class AlarmCallback(TrainerCallback):  # type: ignore[misc]  # transformers are 
         first: How the model answered before training.
 
     Raises:
+        CheckpointError: A row names a function as a checker, and is not trusted.
         DataError: The prompts are too few, or do not fit the model's context; there is no such response.
 
     >>> AlarmCallback(None, [{"prompt": "1 + 1?"}])
@@ -91,13 +88,14 @@ class AlarmCallback(TrainerCallback):  # type: ignore[misc]  # transformers are 
         response: str = "warn",
         max_tokens: int = 256,
         seed: int = 0,
-        warn: Callable[[str], None] = _warn,
+        trust_code: bool = False,
+        warn: Callable[[str], None] = warn,
     ) -> None:
         if response not in RESPONSES:
             raise DataError(f"an alarm is followed by one of {', '.join(RESPONSES)}, not {response!r}")
         if every < 1:
             raise DataError(f"there is a look every 1, 2 or more steps, not every {every}; give such a number")
-        data = prompts if isinstance(prompts, Prompts) else of_records(prompts, "prompts")
+        data = prompts if isinstance(prompts, Prompts) else of_records(prompts, "prompts", trust_code=trust_code)
         if len(data.rows) < FEWEST:
             raise DataError(f"an alarm needs {FEWEST} prompts or more, and {data.name} has {len(data.rows)}; give more")
         self.trainer, self.every, self.response, self.warn = trainer, every, response, warn

@@ -23,7 +23,6 @@ bit; that they hold adapters, too, is not seen in the folder of the model's adap
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +41,7 @@ from ..language.prompt_check import check_prompts
 from ..language.sampling import Engine, by_transformers
 from ..language.trainer import check_engine
 from ..models.causal_lm import Causal, Swapped, check_length
-from .common import requiring, total_counts
+from .common import requiring, total_counts, warn
 from .trainer_objective import ObjectiveMixin
 
 with requiring("trl datasets"):
@@ -52,10 +51,6 @@ with requiring("trl datasets"):
 ROW = "row"  # the column with the number of a row in the data that are given
 
 Tokens = tuple[tuple[int, ...], tuple[int, ...]]  # of a prompt and its completion
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 class PreparedWriter(Writer):
@@ -88,7 +83,7 @@ class RowCollator:
         return {**self.collate([{k: v for k, v in row.items() if k != ROW} for row in rows]), **numbers}
 
 
-class SelfDistillTrainer(ObjectiveMixin, SFTTrainer):
+class SelfDistillTrainer(ObjectiveMixin, SFTTrainer):  # type: ignore[misc]  # TRL is not followed
     """TRL's ``SFTTrainer``, whose loss is a recipe of `selfdistill.language`.
 
     Args:
@@ -98,6 +93,7 @@ class SelfDistillTrainer(ObjectiveMixin, SFTTrainer):
         train_dataset: A ``datasets.Dataset``; its columns are those of TRL, or the fields of prompts.
         bind: Options of `Objective`, such as ``previous`` or ``external``, a model that teaches.
         engine: What writes completions.
+        trust_code: Allow checkers that the data name as ``module:function``.
         warn: Called with each line about trouble that the run survives.
         more: Arguments of ``SFTTrainer``.
 
@@ -106,14 +102,18 @@ class SelfDistillTrainer(ObjectiveMixin, SFTTrainer):
         writer: Who writes completions, with the data.
 
     Raises:
+        CheckpointError: The data name a function as a checker, and are not trusted.
         DataError: The data lack what the recipe needs, or are not read alike by student and teacher.
         RecipeError: The recipe has no place in this trainer.
         VitalsError: A teacher has nothing to say that the student does not.
 
+    >>> from selfdistill.language.recipes import sdft
     >>> SelfDistillTrainer(None, method=sdft(), train_dataset=[])
     Traceback (most recent call last):
     selfdistill.errors.DataError: train_dataset is a list; give a datasets.Dataset, such as Dataset.from_list(rows)
     """
+
+    data_collator: Any
 
     def __init__(
         self,
@@ -124,19 +124,21 @@ class SelfDistillTrainer(ObjectiveMixin, SFTTrainer):
         train_dataset: Any,
         bind: Mapping[str, Any] | None = None,
         engine: Engine = by_transformers,
-        warn: Callable[[str], None] = _warn,
+        trust_code: bool = False,
+        warn: Callable[[str], None] = warn,
         **more: Any,
     ) -> None:
         options = dict(bind or {})
         _check(method, engine, options)
-        data = _prompts(train_dataset, method)
+        data = _prompts(train_dataset, method, trust_code)
         self.writer = PreparedWriter(method, data, engine=engine)
         numbered = train_dataset.remove_columns([c for c in train_dataset.column_names if c == ROW])
         super().__init__(model, args, train_dataset=numbered.add_column(ROW, range(len(data.rows))), **more)
         _check_arguments(self.args)
         self.data_collator = RowCollator(self.data_collator)
         self.causal = Causal(self.model, self.processing_class)
-        self.writer.model, self.writer.seed, self.writer.autocast = self.causal, self.args.seed, self.accelerator.autocast
+        self.writer.model, self.writer.seed = self.causal, self.args.seed
+        self.writer.autocast = self.accelerator.autocast
         self.writer.prepared = _tokens(self.train_dataset, data.name)
         _check_alike(self.writer)
         for name, value in options.items():
@@ -146,6 +148,8 @@ class SelfDistillTrainer(ObjectiveMixin, SFTTrainer):
         self.writer.objective = self.distillation
         check_prompts(self.causal.reader, method, data, None, 1)
         check_teachers(self.writer, warn)
+        if data.extra:
+            warn(f"warning: no recipe reads of train_dataset: {', '.join(data.extra)}")
         self._losses = dict.fromkeys(method.terms, 0.0)
 
     def _prepare_dataset(
@@ -171,7 +175,8 @@ class SelfDistillTrainer(ObjectiveMixin, SFTTrainer):
         writer, clock = self.writer, self.distillation.clock
         self.causal.train(model.training)
         rows = [batch[ROW].tolist() for batch in batches]
-        rollouts = [r for r in writer.method.source.rollouts(writer, sum(rows, []), clock) if r.ids]
+        drawn = [i for part in rows for i in part]
+        rollouts = [r for r in writer.method.source.rollouts(writer, drawn, clock) if r.ids]
         parts = [[r for r in rollouts if r.example in part] for part in map(set, rows)]
         if not all(parts):
             raise DataError(
@@ -250,11 +255,11 @@ def _check_arguments(args: Any) -> None:
         raise RecipeError("loss_type and label_smoothing_factor change TRL's loss, not a recipe's; leave them out")
 
 
-def _prompts(dataset: Any, method: Language) -> Prompts:
+def _prompts(dataset: Any, method: Language, trust_code: bool) -> Prompts:
     if not isinstance(dataset, Dataset):
         kind = type(dataset).__name__
         raise DataError(f"train_dataset is a {kind}; give a datasets.Dataset, such as Dataset.from_list(rows)")
-    data = of_records(dataset, "train_dataset")
+    data = of_records(dataset, "train_dataset", trust_code=trust_code)
     method.check_fields(data, "this method")
     return data
 

@@ -468,7 +468,16 @@ def fit(
 
 
 def check_engine(engine: Engine, method: Language, parallel: str) -> None:
-    """Refuse an engine that the method or the processes cannot use."""
+    """Refuse an engine that the method or the processes cannot use.
+
+    Args:
+        engine: What writes completions.
+        method: The recipe.
+        parallel: How several processes train, as of `Settings`.
+
+    Raises:
+        DataError: Student and teacher are to write together by another engine, or FSDP has sharded the weights.
+    """
     if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
         raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
     if distributed.size() > 1 and parallel == "fsdp" and isinstance(engine, Vllm):
