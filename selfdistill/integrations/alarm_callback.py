@@ -1,23 +1,7 @@
 """A callback for trainers of transformers and TRL that looks whether a language model is getting worse unseen.
 
->>> import tempfile
->>> from datasets import Dataset
->>> from trl import SFTConfig, SFTTrainer
->>> from selfdistill.testing import toys
->>> rows = [{"prompt": [{"role": "user", "content": example.prompt}],
-...          "completion": [{"role": "assistant", "content": example.demonstration}]}
-...         for example in toys.examples(toys.NEW, 16)]
->>> with tempfile.TemporaryDirectory() as out:
-...     args = SFTConfig(out, max_steps=2, bf16=False, disable_tqdm=True, report_to=[], logging_strategy="no")
-...     trainer = SFTTrainer(toys.untrained(), args, train_dataset=Dataset.from_list(rows[:8]),
-...                          processing_class=toys.tokenizer())
-...     watch = AlarmCallback(trainer, rows[8:], max_tokens=8, response="stop")
-...     trainer.add_callback(watch)
-...     trainer.train().global_step, watch.alarms  # doctest: +ELLIPSIS
-{'vitals/...}
-(2, [])
-
-It works in every trainer of a causal model, such as ``SFTTrainer`` and ``GRPOTrainer``.
+It works in every trainer of a causal model, such as ``SFTTrainer`` and ``GRPOTrainer``, and takes the trainer as TRL's own
+callbacks do: ``trainer.add_callback(AlarmCallback(trainer, prompts, response="stop"))``. docs/language.md has an example.
 """
 
 from __future__ import annotations
