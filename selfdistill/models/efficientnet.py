@@ -105,7 +105,7 @@ class EfficientNetLite0(nn.Module):
 
     Source: Tan and Le, EfficientNet, ICML 2019; the Lite variant of its authors' code (tensorflow/tpu, 2020).
 
-    >>> EfficientNetLite0()(torch.zeros(1, 3, 32, 32)).shape
+    >>> EfficientNetLite0().eval()(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 1280])
     """
 
