@@ -27,9 +27,7 @@ BATCH = 64  # images that the model reads at once
 
 DRAWS = 2  # of each view that is augmented
 
-COMPONENTS = 64  # of the features, that a head learns from
-
-FLOOR = 1e-4  # of the largest variance: smaller ones are not made larger than it
+COMPONENTS = 256  # of the features, that a head learns from
 
 Encode = Callable[[Tensor], Tensor]  # images (rows, channels, height, width) in [0, 1] -> features (rows, width)
 
@@ -49,31 +47,40 @@ class ImageRows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Whitening:
-    """Features -> uncorrelated components of variance 1: (f - center) basis.
+class Components:
+    """Features -> their principal components, (f - center) basis, of the standardised features.
 
-    Source: principal components; Hotelling 1933.
+    The components are not whitened: a pretrained model has its knowledge in the directions that vary most. They share
+    one scale, by which their variances have the mean 1.
 
-    >>> made = Whitening.fit(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]]), 2)
-    >>> made(torch.tensor([[2.0, 4.0]])).abs()
-    tensor([[1., 1.]])
+    Source: Hotelling 1933.
+
+    >>> made = Components.fit(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]]), 2)
+    >>> made(torch.tensor([[2.0, 4.0]])).square().mean()
+    tensor(1.)
     """
 
     center: Tensor  # (width,)
     basis: Tensor  # (width, components)
 
     @classmethod
-    def fit(cls, features: Tensor, components: int) -> Whitening:
-        """The most varied components of features (rows, width); fewer where they have fewer."""
+    def fit(cls, features: Tensor, count: int) -> Components:
+        """The most varied components of features (rows, width); fewer where they have fewer.
+
+        Raises:
+            DataError: all features are equal.
+        """
         f = features.double()
-        center = f.mean(0)
-        variances, vectors = torch.linalg.eigh((f - center).T @ (f - center) / len(f))  # ascending
-        kept = min(components, len(f) - 1, int((variances > 1e-10 * variances[-1].clamp(min=1e-30)).sum()))
+        center, deviation = f.mean(0), f.std(0, correction=0)
+        scale = torch.where(deviation > 0, 1 / deviation.clamp(min=1e-12), 0.0)
+        z = (f - center) * scale
+        variances, vectors = torch.linalg.eigh(z.T @ z / len(z))  # ascending
+        kept = min(count, len(f) - 1, int((variances > 1e-10 * variances[-1].clamp(min=1e-30)).sum()))
         if kept < 1:
             raise DataError("the images have equal features, so that nothing can be learnt; look at the images")
         variances, vectors = variances.flip(0)[:kept], vectors.flip(1)[:, :kept]
         largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-        basis = vectors * largest.sign() / variances.clamp(min=FLOOR * float(variances[0])).sqrt()
+        basis = scale[:, None] * vectors * largest.sign() / variances.mean().sqrt()
         return cls(center.float(), basis.float())
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -92,7 +99,7 @@ class Embedding:
     pixels: Tensor | ImageStore  # all images
     white: int  # the pixel value that stands for 1.0
     views: Mapping[str, Tensor]
-    whitening: Whitening
+    components: Components
 
     def draw(self, view: str, ids: Tensor, key: Tensor, address: rng.Address) -> Tensor:
         """For each row one of the stored draws of a view, (rows, components), by its key and the address.
@@ -173,8 +180,3 @@ class FeatureStore:
             shown = augment.apply(view, x, keys[part], address, kind="image", flips=data.flips)
             store.write(keys[part].numpy(), store.layout.encode(self.encode(shown)))
         store.flush()
-
-
-def whitened(features: Mapping[str, Tensor], whitening: Whitening) -> dict[str, Tensor]:
-    """The views (rows, draws, width) as components (rows, draws, components)."""
-    return {view: whitening(values) for view, values in features.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.objective import Method
 from ..data.dataset import Data
-from ..data.embeddings import COMPONENTS, Embedding, FeatureStore, Whitening, whitened
+from ..data.embeddings import COMPONENTS, Components, Embedding, FeatureStore
 from ..data.splits import difference
 from ..errors import DataError
 from ..io.run_record import Request
@@ -68,7 +68,7 @@ def embed(data: Data, build: Build, methods: Iterable[Method], device: str | Non
         device: Where the model computes.
 
     Returns:
-        Data whose rows are whitened features (rows, components), with the stored views beside them.
+        Data whose rows are components of features (rows, components), with the stored views beside them.
 
     Raises:
         DataError: there are no images, or the model cannot be loaded.
@@ -92,13 +92,13 @@ def embed(data: Data, build: Build, methods: Iterable[Method], device: str | Non
     every = torch.arange(len(data.y))
     shown = difference(every, data.test)  # those that another seed lets teach, too
     features = store.features(data, {view: every if view == "none" else shown for view in views})
-    whitening = Whitening.fit(features["none"][torch.cat([data.labelled, data.unlabelled]), 0], COMPONENTS)
-    stored = whitened(features, whitening)
+    components = Components.fit(features["none"][torch.cat([data.labelled, data.unlabelled]), 0], COMPONENTS)
+    stored = {view: components(values) for view, values in features.items()}
     x, spread = stored.pop("none")[:, 0], dict[str, Tensor]()
     for view, values in stored.items():  # by the numbers of rows; those of the test split have no views
         spread[view] = values.new_zeros(len(data.y), *values.shape[1:])
         spread[view][shown] = values
-    embedding = Embedding(build, data.shape, data.x, data.white, spread, whitening)
+    embedding = Embedding(build, data.shape, data.x, data.white, spread, components)
     return replace(data, x=x, kind="embedding", embedding=embedding)
 
 
@@ -121,14 +121,14 @@ def view_names(data: Data, methods: Iterable[Method]) -> Sequence[str]:
 def with_body(embedding: Embedding, head: nn.Module, build: Build) -> tuple[ImageEncoder, Build]:
     """The whole model that reads images, of a head that was trained on their embeddings, and what builds it."""
     described = {"outputs": build.outputs, "options": dict(build.options), "wrap": build.wrap}
-    components = embedding.whitening.basis.shape[1]
+    components = embedding.components.basis.shape[1]
     whole = replace(embedding.model, outputs=build.outputs, scale=build.scale)
     whole = whole.having(components=components, head=described)
     with torch.random.fork_rng(devices=[]):
         model = whole()
     assert isinstance(model, ImageEncoder)
-    model.center.copy_(embedding.whitening.center)
-    model.basis.copy_(embedding.whitening.basis)
+    model.center.copy_(embedding.components.center)
+    model.basis.copy_(embedding.components.basis)
     model.head.load_state_dict(head.state_dict())
     return model.eval(), whole
 

@@ -1,4 +1,4 @@
-"""Stored features: computed once for each image and view, whatever the split, and whitened as linear algebra says."""
+"""Stored features: computed once for each image and view, whatever the split, and components as linear algebra says."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from selfdistill.data import augment
 from selfdistill.data.dataset import Data, from_tensors
-from selfdistill.data.embeddings import Embedding, FeatureStore, Whitening, content_keys
-from selfdistill.errors import RecipeError
+from selfdistill.data.embeddings import Components, Embedding, FeatureStore, content_keys
+from selfdistill.errors import DataError, RecipeError
 from selfdistill.models.registry import parse
 
 
@@ -68,21 +68,23 @@ def test_a_feature_is_that_of_the_augmented_image(tmp_path: Path) -> None:
     assert torch.allclose(found["strong"][3, 1], model(alone)[0])
 
 
-def test_whitening_gives_uncorrelated_components_of_variance_one() -> None:
+def test_components_are_those_of_a_singular_value_decomposition_of_standardised_features() -> None:
     rng = np.random.default_rng(0)
-    f = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 5
-    made = Whitening.fit(torch.from_numpy(f).float(), 4)(torch.from_numpy(f).float()).numpy()
-    assert made.shape == (200, 4)
-    assert np.allclose(np.cov(made.T, bias=True), np.eye(4), atol=1e-3)
-    _, _, directions = np.linalg.svd(f - f.mean(0), full_matrices=False)
-    own = (f - f.mean(0)) @ directions[:4].T
-    assert np.allclose(np.abs(np.corrcoef(made.T, own.T)[:4, 4:]), np.eye(4), atol=1e-3)
+    f = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) * [1, 10, 100, 1, 1, 0] + 5
+    made = Components.fit(torch.from_numpy(f).float(), 4)(torch.from_numpy(f).float()).numpy()
+    z = (f[:, :5] - f[:, :5].mean(0)) / f[:, :5].std(0)
+    left, sizes, _ = np.linalg.svd(z, full_matrices=False)
+    own = left[:, :4] * sizes[:4]
+    own /= np.sqrt((own**2).mean())
+    assert np.allclose(np.abs(made), np.abs(own), atol=1e-3)
+    with pytest.raises(DataError, match="equal features"):
+        Components.fit(torch.ones(20, 3), 2)
 
 
 def test_a_draw_is_addressed_and_of_the_row_itself() -> None:
     views = {"weak": torch.arange(30.0).view(10, 3, 1)}
-    whitening = Whitening(torch.zeros(1), torch.ones(1, 1))
-    embedding = Embedding(parse("mlp", (1,), 2), (3, 8, 8), torch.zeros(10, 3, 8, 8), 255, views, whitening)
+    components = Components(torch.zeros(1), torch.ones(1, 1))
+    embedding = Embedding(parse("mlp", (1,), 2), (3, 8, 8), torch.zeros(10, 3, 8, 8), 255, views, components)
     ids = torch.tensor([7, 2, 7])
     key = ids + (torch.tensor([0, 0, 1]) << 40)
     drawn = embedding.draw("weak", ids, key, (0, "augment", 4))

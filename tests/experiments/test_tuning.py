@@ -13,7 +13,8 @@ from PIL import Image
 
 from selfdistill.errors import DataError, RecipeError
 from selfdistill.evaluation.predict import task_outputs
-from selfdistill.experiments.network_run import AutoRun, committee, predict_source, prepare
+from selfdistill.experiments.network_predictor import NetworkPredictor
+from selfdistill.experiments.network_run import AutoRun, committee, prepare
 from selfdistill.experiments.run import Run
 from selfdistill.experiments.tuning import view_names
 from selfdistill.io.run_record import Request
@@ -55,7 +56,8 @@ def test_the_saved_model_reads_images_and_agrees_with_the_head_on_stored_feature
     test = ready.data.test
     of_features = task_outputs(final.head, ready.data, test)
     names = [ready.data.names[row] for row in test[:3].tolist()]
-    read = {name: predict_source(tmp_path / "run", name) for name in names}
+    predictor = NetworkPredictor(tmp_path / "run")
+    read = {name: predictor.predict(name) for name in names}
     for row, name in enumerate(names):
         assert torch.allclose(read[name].numbers[0], of_features[row].softmax(0), atol=1e-4)
     card = json.loads((tmp_path / "run/model/data.json").read_text())
