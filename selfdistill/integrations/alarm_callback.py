@@ -1,7 +1,8 @@
 """A callback for trainers of transformers and TRL that looks whether a language model is getting worse unseen.
 
-It works in every trainer of a causal model, such as ``SFTTrainer`` and ``GRPOTrainer``, and takes the trainer as TRL's own
-callbacks do: ``trainer.add_callback(AlarmCallback(trainer, prompts, response="stop"))``. docs/language.md has an example.
+It works in every trainer of a causal model, such as ``SFTTrainer`` and ``GRPOTrainer``, and takes the trainer as TRL's
+own callbacks do: ``trainer.add_callback(AlarmCallback(trainer, prompts, response="stop"))``. docs/language.md has an
+example.
 """
 
 from __future__ import annotations
