@@ -9,6 +9,7 @@ workers and their imports is, on both sides. The two take turns. ::
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import tempfile
 import time
@@ -35,11 +36,11 @@ def main() -> None:
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     spent = {"processes": 0.0, "ray": 0.0}
     for number in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            for side in sorted(spent, reverse=bool(number % 2)):
+            for side in sorted(spent, reverse=not number % 2):
                 begun = time.monotonic()
                 run_cells(wanted, Path(folder) / side, workers=2, on="ray" if side == "ray" else None)
                 seconds = time.monotonic() - begun
