@@ -155,6 +155,18 @@ _RESULT = {
     "ensemble?": _ENSEMBLE,
     "breakdown?": _BREAKDOWN,
     "importance?": [{"name": str, "mean": float, "deviation": float}],
+    "eval_tasks?": [
+        {
+            "task": str,
+            "metric": str,
+            "rows": int,
+            "before": float,
+            "after": float,
+            "gain": float,
+            "half": (float, None),
+            "verdict": (str, None),
+        }
+    ],
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "auto?": ({"why": str, "tried": [_TRIAL]}, None),
     "trouble?": (str, None),
@@ -228,6 +240,7 @@ class Request:
     the chat template, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights),
     tokens of an answer, memory for time, the dtype of the base weights, whether they have 4 bits, and whether the
     model is saved merged, as an adapter, or both. ``group_lengths`` puts prompts of similar length into a batch;
+    ``eval_tasks`` are YAML files of tasks of lm-eval, ``|`` between them, on which models are evaluated as well.
     ``alarms`` is what follows where answers go wrong in other ways than their score. ``targets`` is a folder that
     keeps what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
@@ -259,6 +272,7 @@ class Request:
     augment: str | None = None
     keep: str | None = None
     checker: str | None = None
+    eval_tasks: str | None = None
     fields: tuple[tuple[str, str], ...] = ()
     student_template: str | None = None
     teacher_template: str | None = None
@@ -327,6 +341,7 @@ class Request:
             "init",
             "targets",
             "checker",
+            "eval_tasks",
             "student_template",
             "teacher_template",
             "group_lengths",

@@ -46,6 +46,7 @@ from ..training.task_type import Listeners
 from . import evaluation
 from .completions import Language
 from .contexts import template_notes
+from .eval_harness import HarnessTasks, TaskScores
 from .prompt_check import check_answers, check_prompts, long_prompts, without
 from .recipes import RECIPES, sft
 from .sampling import ContinuousBatching, Engine, RewardCheckers, Sampling, WritingProgress, by_transformers, export
@@ -103,6 +104,7 @@ class LanguageRun:
     suite: Prompts | None
     max_tokens: int
     note: str = ""
+    tasks: HarnessTasks | None = None
 
     def threads(self) -> int:
         """The threads that torch has."""
@@ -256,7 +258,8 @@ def prepare(request: Request) -> LanguageRun:
     if reader.teacher_template and not (method.distils or method.source.contexts):
         templates.append(f"--teacher-template changes nothing: nothing of {expression} is read with a context")
     note = "\n".join([*fields, *notices(data.name, data.describe()), *templates])
-    return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
+    tasks = HarnessTasks(request.eval_tasks.split("|")) if request.eval_tasks else None
+    return LanguageRun(request, data, method, expression, build, settings, suite, most, note, tasks)
 
 
 def _save(request: Request) -> str:
@@ -439,11 +442,21 @@ class Evaluator:
         }
         if suite is not None:
             scores["suite"] = evaluation.losses(model, suite, suite.test.tolist(), sampling, self.referee, wait)
+        if self.ready.tasks is not None:
+            scores["tasks"] = self.ready.tasks.scores(model)
         return scores
 
     def figures(self, asked: dict[str, Any]) -> dict[str, float]:
-        """Accuracy (or NLL), accuracy on the suite, and length."""
-        return {**evaluation.figures(asked, self.right), "length": asked["length"]}
+        """Accuracy (or NLL), accuracy on the suite, score on the documents of the harness's tasks, and length."""
+        documents = _documents(asked)
+        tasks = {"tasks": math.fsum(documents) / len(documents)} if documents else {}
+        return {**evaluation.figures(asked, self.right), **tasks, "length": asked["length"]}
+
+
+def _documents(asked: dict[str, Any]) -> list[float]:
+    """The scores on the documents of all tasks of the harness."""
+    tasks: list[TaskScores] = asked.get("tasks", [])
+    return [score for task in tasks for score in task.scores]
 
 
 def spread(gains: Sequence[float], bounded: bool = True) -> tuple[float, float | None]:
@@ -518,6 +531,7 @@ def _result(
         "trouble": evaluator.referee.trouble(),
     }  # fmt: skip
     models = {"before": before, "test": answers}
+    result |= _by_task(before, answers)
     if control is not None:
         theirs = evaluator.asked(control.generations[-1].weights, "sft()")
         result["plain"] = {
@@ -544,7 +558,37 @@ def _without_copies(models: dict[str, dict[str, Any]], data: Prompts, evaluator:
 
 def _against(ours: dict[str, Any], theirs: dict[str, Any], bounded: bool) -> dict[str, Any]:
     comparisons = {"test": paired(ours["losses"], theirs["losses"], bounded)}
-    return comparisons | ({"kept": paired(ours["suite"], theirs["suite"])} if "suite" in ours else {})
+    if "suite" in ours:
+        comparisons["kept"] = paired(ours["suite"], theirs["suite"])
+    if documents := _documents(ours):
+        comparisons["tasks"] = _task_gain(documents, documents if ours is theirs else _documents(theirs))
+    return comparisons
+
+
+def _task_gain(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """As of `paired`, of scores: more is better, and some metrics do not lie between 0 and 1."""
+    losses = [-score for score in ours]
+    others = losses if ours is theirs else [-score for score in theirs]
+    return paired(losses, others, all(0.0 <= score <= 1.0 for score in (*ours, *theirs)))
+
+
+def _by_task(before: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """What the model before and the final one score on each task of the harness; empty where there is none."""
+    pairs: list[tuple[TaskScores, TaskScores]] = list(
+        zip(before.get("tasks", []), answers.get("tasks", []), strict=True)
+    )
+    rows = [
+        {
+            "task": new.task,
+            "metric": new.metric,
+            "rows": len(new.scores),
+            "before": old.mean,
+            "after": new.mean,
+            **_task_gain(new.scores, new.scores if before is answers else old.scores),
+        }
+        for old, new in pairs
+    ]
+    return {"eval_tasks": rows} if rows else {}
 
 
 class Completions(NamedTuple):
