@@ -404,9 +404,10 @@ CONTROL_OPTIONS = [
     click.option("--teacher", metavar="ZIP|RUN", help="Environments: a trained policy, which teaches."),
     click.option(
         "--engine",
-        type=click.Choice(["ppo", "a2c", "continuous"]),
+        type=click.Choice(["ppo", "a2c", "continuous", "vllm"]),
         help="Environments: the algorithm of stable-baselines3 [default: ppo]. Prompts: continuous refills the batch "
-        "that writes [default: generate of transformers].",
+        "that writes; vllm writes by vLLM on the GPU that trains (never run with a real engine) [default: generate of "
+        "transformers].",
     ),
     click.option(
         "--episodes",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ..errors import DataError, RecipeError, SpaceError
 from ..views import Views
 from . import distributed
 from .logits import tensors
-from .memory import LargeModel, SampleMemory
+from .memory import LargeModel, SampleMemory, WeightView
 from .mixing import BETWEEN, MIXED, Mixing
 from .outputs import ModelWrapper, space_of
 from .parts import BaseTerm, BindArgs, GenerationData, Part, Teacher, TermResult
@@ -219,12 +219,31 @@ class Objective(nn.Module):
     def state_of(self, name: str, part: Part) -> Any:  # of a part, in the term of this name
         return self.states[self._keys[name, part]]
 
+    def weight_views(self) -> list[WeightView]:
+        """The teachers that answer through the student's own layers."""
+        return [module for module in self.states.modules() if isinstance(module, WeightView)]
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Their weights in one piece on every process, for as long as it lasts; all processes must enter.
+
+        A process asks its teachers as often as its own rows need, and so cannot fetch weights of others then.
+        """
+        with ExitStack() as stack:
+            for view in self.weight_views() if distributed.size() > 1 else ():
+                stack.enter_context(view.whole())
+            yield
+
     def measure(self, batch: Mapping[str, Any] | Sequence[Any]) -> dict[str, TermResult]:
         """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`.
 
         Raises:
             VitalsError: at a step that is looked at, the signal of a term is certainly dead.
         """
+        with self.whole():
+            return self._measured(batch)
+
+    def _measured(self, batch: Mapping[str, Any] | Sequence[Any]) -> dict[str, TermResult]:
         learns = torch.is_grad_enabled()
         if learns and not self._student[0].training:
             raise RecipeError("the student is in eval mode at a training step; call model.train() before it")

@@ -26,6 +26,8 @@ Lines = list[dict[str, Any]]
 
 ENVIRONMENT = "gym:"  # data that are an environment of gymnasium begin so: gym:ID, or gym:module:ID
 CONTINUOUS = "continuous"  # the engine of language models that refills its batch
+VLLM = "vllm"  # the engine of language models that is vLLM on the GPU that trains
+WRITERS = (CONTINUOUS, VLLM)  # engines of language models
 SCRIPT = "gym:script"  # the data of the log that a training script of one's own leaves
 
 
@@ -255,7 +257,7 @@ class Request:
     ``net``, ``sees``, ``teacher``, ``episodes``, ``engine`` and ``deployment`` are for environments: sizes of hidden
     layers, the part of the observation that the teacher alone sees, a trained policy, the number of test episodes
     [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy]. For
-    prompts ``engine`` may be ``continuous``: the batch that writes is refilled.
+    prompts ``engine`` may be ``continuous``, where the batch that writes is refilled, or ``vllm``.
     ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``. ``search`` is
     an expression with ranges, whose arguments ``trials`` trials search; ``explore`` is the largest share of the
     trainings that only try something out. ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
 from ..io.expressions import Range, expression_name, one_line
 from ..io.files import FORMAT, check_format
-from ..io.run_record import Request, read_record
+from ..io.run_record import VLLM, Request, read_record
 from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..methods.prior import read_most
@@ -49,8 +49,18 @@ from .contexts import template_notes
 from .eval_harness import HarnessTasks, TaskScores
 from .prompt_check import check_answers, check_prompts, long_prompts, without
 from .recipes import RECIPES, sft
-from .sampling import ContinuousBatching, Engine, RewardCheckers, Sampling, WritingProgress, by_transformers, export
+from .sampling import (
+    ContinuousBatching,
+    Engine,
+    RewardCheckers,
+    Sampling,
+    Vllm,
+    WritingProgress,
+    by_transformers,
+    export,
+)
 from .trainer import fit
+from .vllm_engine import check_vllm
 
 USUAL = "smollm2"  # the model where none is named
 
@@ -142,6 +152,8 @@ class LanguageRun:
     @property
     def engine(self) -> Engine:
         """What writes completions."""
+        if self.request.engine == VLLM:
+            return _vllm()
         return by_transformers if self.request.engine is None else ContinuousBatching()
 
 
@@ -201,11 +213,11 @@ def shortlisted(request: Request) -> AutoLanguageRun:
     )
 
 
-def prepare(request: Request) -> LanguageRun:
-    """Load the prompts and fill in what the request leaves open.
+def _refuse_options(request: Request) -> None:
+    """Refuse options that only networks have, and an engine that is not there.
 
     Raises:
-        DataError: the prompts, the suite or the model; or an option that only networks have.
+        DataError: There is one.
     """
     if request.decisions is not None:
         raise DataError(f"--labels {request.decisions} is a file of labels, and prompts have none; give a number")
@@ -214,6 +226,17 @@ def prepare(request: Request) -> LanguageRun:
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
         raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
+    if request.engine == VLLM:
+        check_vllm(request.device, request.load_in_4bit)
+
+
+def prepare(request: Request) -> LanguageRun:
+    """Load the prompts and fill in what the request leaves open.
+
+    Raises:
+        DataError: the prompts, the suite or the model; or an option that only networks have.
+    """
+    _refuse_options(request)
     if is_auto(request.method):
         return shortlisted(request)
     data = _load(request)
@@ -254,12 +277,18 @@ def prepare(request: Request) -> LanguageRun:
     settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
     settings.setdefault("clip", advice.get("clip", 1.0))
     fields = _field_notes(request, data, expression, method)
-    templates = template_notes(reader.tokenizer)
+    templates = template_notes(reader.tokenizer, reader.ends)
     if reader.teacher_template and not (method.distils or method.source.contexts):
         templates.append(f"--teacher-template changes nothing: nothing of {expression} is read with a context")
     note = "\n".join([*fields, *notices(data.name, data.describe()), *templates])
     tasks = HarnessTasks(request.eval_tasks.split("|")) if request.eval_tasks else None
     return LanguageRun(request, data, method, expression, build, settings, suite, most, note, tasks)
+
+
+@cache
+def _vllm() -> Vllm:
+    """The one engine of the process, whose memory all trainings share."""
+    return Vllm()
 
 
 def _save(request: Request) -> str:

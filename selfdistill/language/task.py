@@ -25,7 +25,7 @@ from ..evaluation.label_errors import read_conflicts
 from ..evaluation.statistics import FEWEST
 from ..io.display import change
 from ..io.expressions import expression_name, nearest
-from ..io.run_record import CONTINUOUS, Request, read_lines
+from ..io.run_record import WRITERS, Request, read_lines
 from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO, is_auto
 from ..models.causal_folder import card_fields
@@ -423,8 +423,8 @@ class LanguageTaskType(TaskType):
         for name, option in _PROMPT_OPTIONS.items():
             if not prompts and getattr(request, name):
                 raise DataError(f"{option} has a meaning for prompts alone; leave it out")
-        if not prompts and request.engine == CONTINUOUS:
-            raise DataError("--engine continuous has a meaning for prompts alone; leave it out")
+        if not prompts and request.engine in WRITERS:
+            raise DataError(f"--engine {request.engine} has a meaning for prompts alone; leave it out")
         return prompts
 
     def updates(self, record: Mapping[str, Any]) -> bool:
