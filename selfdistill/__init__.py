@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .core.targets import Target
     from .errors import SelfdistillError
     from .evaluation.label_noise import find_label_errors
-    from .experiments.run import Run
+    from .experiments.run import Run, load
     from .models.store import load_model
     from .training.fit import Result, fit
     from .training.settings import Settings
@@ -42,6 +42,7 @@ __all__ = [
     "find_label_errors",
     "fit",
     "gates",
+    "load",
     "load_model",
     "losses",
     "methods",
@@ -69,6 +70,7 @@ _HOMES = {
     "Term": "core.parts",
     "find_label_errors": "evaluation.label_noise",
     "fit": "training.fit",
+    "load": "experiments.run",
     "load_model": "models.store",
 }
 

@@ -71,7 +71,7 @@ def show(tmp_path_factory: pytest.TempPathFactory) -> Show:
                     ("RUN", "digits --steps 3 --method elr()"),
                     ("TABLE_RUN", "iris --model linear --method plain()"),
                 ):
-                    if f'"{name}/' in source:
+                    if f'"{name}' in source:
                         command = ["run", *data.split(), "--no-control", "--quiet", "--out", name]
                         finished = CliRunner().invoke(main, command, catch_exceptions=False)
                         assert finished.exit_code == 0, finished.output

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from selfdistill.errors import SelfdistillError
+import selfdistill
+from selfdistill.errors import CheckpointError, SelfdistillError
 from selfdistill.io.run_record import write_record
 from selfdistill.models import load
 from tests.terminal import invoke, passed, refused
@@ -117,6 +118,8 @@ def test_code_of_ones_own_runs_where_it_is_trusted(evil: Path) -> None:
     made = ("digits", "--labels", 60, "--steps", 2, "--model", "own:net", "--method", "plain()", "--no-control")
     passed("run", *made, "--out", "mine", "--quiet")
     assert "--trust-code" in refused("predict", "mine", "digits")
+    with pytest.raises(CheckpointError, match="trust"):
+        selfdistill.load("mine")
     assert passed("predict", "mine", "digits", "--trust-code").stdout.count("\n") > 100
     forge(lambda record: record.pop("result"), "mine")
     shutil.rmtree("mine/model")

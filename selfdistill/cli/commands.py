@@ -367,7 +367,7 @@ def predict(
     else:
         if episodes or video:
             raise DataError("--episodes and --video are for policies, which have no DATA; leave DATA or them out")
-        answers = run.task.predict(run.folder, data, exit_number)
+        answers = run.task.predictor(run.folder).predict(data, exit_number)
     text = answers.text(raw_csv)
     if answers.note:
         echo(answers.note, err=True)

@@ -533,6 +533,9 @@ def _write_gif(path: Path, frames: Sequence[NDArray[np.uint8]]) -> None:
 # ---- episodes of a finished run ------------------------------------------------------------------------------------
 
 
+_EPISODE = ("episode", "seed", "return", "length")
+
+
 class PlayedEpisodes(NamedTuple):
     """Episodes of a finished policy: a row an episode."""
 
@@ -541,7 +544,11 @@ class PlayedEpisodes(NamedTuple):
 
     def text(self, raw: bool = False) -> str:
         """The rows as CSV."""
-        return csv_text([("episode", "seed", "return", "length"), *self.rows], raw)
+        return csv_text([_EPISODE, *self.rows], raw)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping an episode."""
+        return [dict(zip(_EPISODE, row, strict=True)) for row in self.rows]
 
 
 def play_episodes(folder: Path, request: Request, count: int, video: Path | None) -> PlayedEpisodes:

@@ -30,10 +30,11 @@ from ..io.expressions import Range, one_line
 from ..io.files import FORMAT, check_format
 from ..io.schema import read_json, refuse_misfits
 from ..io.tensors import read_tensors, write_json, write_tensors
+from ..models.store import POLICY
 from .environments import OWN, Environment
 
 ENGINES: dict[str, type[PPO] | type[A2C]] = {"ppo": PPO, "a2c": A2C}
-TENSORS, CONFIG = "policy.safetensors", "config.json"
+TENSORS, CONFIG = POLICY, "config.json"
 NORMALIZER = "normalizer."  # what the names of a normaliser's statistics begin with
 CLASSES: dict[str, type[ActorCriticPolicy]] = {
     "MlpPolicy": ActorCriticPolicy,

@@ -12,8 +12,9 @@ from ..io.display import change
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import ENVIRONMENT, SCRIPT, WRITERS, Lines, Request, read_lines
 from ..methods.registry import AUTO, is_auto
+from ..models.store import POLICY
 from ..training.comparison import ComparisonDesign
-from ..training.task_type import Answers, Cost, Rows, TaskType, refuse_example
+from ..training.task_type import Answers, Cost, Predictor, Rows, TaskType, refuse_example
 from . import recipes
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class ControlTaskType(TaskType):
     about = "Policies in environments of gymnasium, trained by PPO or A2C of stable-baselines3."
     control = recipes.RESTARTED
     unit = "episodes"
+    model_file = POLICY
 
     def recipes(self) -> Mapping[str, Callable[..., Any]]:
         return recipes.RECIPES
@@ -113,7 +115,7 @@ class ControlTaskType(TaskType):
         refuse_example(expression, example)
         return recipes.explain(expression)
 
-    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Answers:
+    def predictor(self, folder: Path) -> Predictor:
         """Refused: an environment has no data to predict."""
         raise DataError(f"{folder} trained a policy, which plays episodes; leave DATA out and give --episodes 20")
 

@@ -230,7 +230,7 @@ class Objective(nn.Module):
         A process asks its teachers as often as its own rows need, and so cannot fetch weights of others then.
         """
         with ExitStack() as stack:
-            for view in self.weight_views() if distributed.size() > 1 else ():
+            for view in self.weight_views():
                 stack.enter_context(view.whole())
             yield
 
@@ -240,10 +240,6 @@ class Objective(nn.Module):
         Raises:
             VitalsError: at a step that is looked at, the signal of a term is certainly dead.
         """
-        with self.whole():
-            return self._measured(batch)
-
-    def _measured(self, batch: Mapping[str, Any] | Sequence[Any]) -> dict[str, TermResult]:
         learns = torch.is_grad_enabled()
         if learns and not self._student[0].training:
             raise RecipeError("the student is in eval mode at a training step; call model.train() before it")
@@ -252,14 +248,15 @@ class Objective(nn.Module):
         if learns and self.watched and self.clock.observed:
             watch = Watch(self._student[0], forward, self.pulse, self._vigil)
         measured = dict[str, TermResult]()
-        for name, term in self.method.terms.items():
-            try:
-                measured[name] = term.tally(partial(self.state_of, name), forward)
-            except (IndexError, RuntimeError):
-                _refuse_labels(name, term, forward)
-                raise
-            if watch is not None:
-                watch.buffers(name, term)
+        with self.whole() if distributed.size() > 1 else nullcontext():
+            for name, term in self.method.terms.items():
+                try:
+                    measured[name] = term.tally(partial(self.state_of, name), forward)
+                except (IndexError, RuntimeError):
+                    _refuse_labels(name, term, forward)
+                    raise
+                if watch is not None:
+                    watch.buffers(name, term)
         if watch is not None:
             watch.read(self.method.terms, measured)
         if learns:

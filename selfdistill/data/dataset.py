@@ -29,7 +29,7 @@ from .decisions import RowNames, decide
 from .image_store import ImageStore, row_sources
 from .sources import NAMES, RawData
 from .split_columns import SplitRequest, Tasks
-from .table_files import SHOWN, is_saved_dataset, is_table, read_table
+from .table_files import SHOWN, Table, is_saved_dataset, is_table, read_table
 
 PREPROCESSOR = "preprocessor.skops"
 
@@ -319,7 +319,7 @@ def from_tensors(
     """
     y = y.float() if y.is_floating_point() else y.long()
     x = x if x.dtype == torch.uint8 and x.ndim == 4 else x.float()
-    _check_inputs(x, y, name)
+    check_inputs(x, y, name)
     names: tuple[str, ...] = ()
     if not y.is_floating_point():
         names = tuple(classes) if classes is not None else tuple(map(str, range(int(y.max()) + 1)))
@@ -391,7 +391,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, li
     Raises:
         DataError: no such data, data of another kind or shape, or a model folder without a readable card.
     """
-    card = _read_card(model_folder / DATA_CARD)
+    card = read_card(model_folder / DATA_CARD)
     kind, shape = str(card["kind"]), tuple(card["shape"])
     if kind == "text":
         from . import text
@@ -539,7 +539,12 @@ def _requested_split(raw: RawData, split: str, default: splits.Part, request: fl
 # ---- checks of tensors -----------------------------------------------------------------------------
 
 
-def _check_inputs(x: Tensor, y: Tensor, name: str) -> None:
+def check_inputs(x: Tensor, y: Tensor, name: str) -> None:
+    """Refuse inputs that no network of this package reads, or that are not as many as the labels (rows,).
+
+    Raises:
+        DataError: their shape, a value that is not finite, or images outside [0, 1].
+    """
     if x.ndim not in {2, 4} or not x.numel() or (x.ndim == 4 and x.shape[1] not in {1, 3}):
         raise DataError(f"{name}: inputs of shape {tuple(x.shape)}; give (n, features) or (n, 1 or 3, height, width)")
     if tuple(y.shape) != (len(x),):
@@ -578,7 +583,12 @@ _CARD = {
 }
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of the data that a model was trained on, which says how other inputs are prepared.
+
+    Raises:
+        DataError: it cannot be read, or is no such card.
+    """
     try:
         card: dict[str, Any] = read_json(path, _CARD)
     except (OSError, ValueError) as error:
@@ -591,7 +601,7 @@ def _read_card(path: Path) -> dict[str, Any]:
 def saved_column_types(model_folder: Path) -> dict[str, column_types.Kind]:
     """How each column of the table that a model was trained on is read, as `load` takes it."""
     path = model_folder / DATA_CARD
-    specs = column_types.from_json(_read_card(path).get(column_types.RECORD), str(path))
+    specs = column_types.from_json(read_card(path).get(column_types.RECORD), str(path))
     return {spec.name: spec if spec.type in column_types.USED else "identifier" for spec in specs}
 
 
@@ -603,18 +613,33 @@ def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:
 
 
 def _table_inputs(path: Path, model_folder: Path, card: dict[str, Any]) -> tuple[Tensor, list[str]]:
-    """Through the saved preprocessing; a model trained on bare tensors takes the numbers as they are."""
-    saved = (model_folder / PREPROCESSOR).exists()
-    specs = column_types.from_json(card.get(column_types.RECORD), str(model_folder / DATA_CARD)) if saved else []
+    specs = saved_columns(model_folder, card)
     table = read_table(path, (), tables.literal_names(specs))
     names = [str(row + 1) for row in range(table.rows)]
-    if saved:
+    return table_inputs(table, model_folder, specs), names
+
+
+def saved_columns(model_folder: Path, card: Mapping[str, Any]) -> list[Column]:
+    """The columns that the preprocessing of a model folder reads; none of a model trained on bare tensors."""
+    if not (model_folder / PREPROCESSOR).exists():
+        return []
+    return column_types.from_json(card.get(column_types.RECORD), str(model_folder / DATA_CARD))
+
+
+def table_inputs(table: Table, model_folder: Path, specs: Sequence[Column]) -> Tensor:
+    """Inputs (rows, features) through the saved preprocessing of these columns; a model trained on bare tensors, which
+    has none, takes the numbers as they are.
+
+    Raises:
+        DataError: the table does not fit the model.
+    """
+    if (model_folder / PREPROCESSOR).exists():
         features = tables.prepare(table, specs)
-        return tables.transform(tables.load(model_folder / PREPROCESSOR), features, str(path)), names
+        return tables.transform(tables.load(model_folder / PREPROCESSOR), features, str(table.path))
     values = tables.prepare(table, [Column(name, "numeric") for name in table.names]).to_numpy(np.float32)
     x = torch.tensor(values)
-    _check_inputs(x, torch.zeros(len(x)), str(path))
-    return x, names
+    check_inputs(x, torch.zeros(len(x)), str(table.path))
+    return x
 
 
 def with_clean_rows(data: Data, views: Views, seed: int = 0) -> Data:

@@ -26,7 +26,7 @@ from .column_types import Column
 from .copies import CopyReport, notices, row_groups
 from .decisions import RowNames, decide
 from .split_columns import NO_REQUEST, SplitRequest
-from .table_files import SHOWN, is_table, read_table
+from .table_files import SHOWN, Table, is_table, read_table
 
 KINDS = ("number", "category")
 
@@ -275,5 +275,19 @@ def rows_for(source: str, card: dict[str, Any]) -> Any:
         return frame.rows(frame.test)
     if not is_table(source, named=True):
         raise DataError(f"{source}: the model was trained on a table; give one ({SHOWN})")
-    specs = column_types.from_json(card.get(column_types.RECORD), f"the card of the model of {source}")
-    return tables.prepare(read_table(sources.existing(source), (), tables.literal_names(specs)), specs, compact=True)
+    literal = tables.literal_names(saved_columns(card, source))
+    return table_rows(read_table(sources.existing(source), (), literal), card)
+
+
+def saved_columns(card: dict[str, Any], name: str) -> list[column_types.Column]:
+    """The columns that a finished learner reads; ``name`` is what messages call the rows."""
+    return column_types.from_json(card.get(column_types.RECORD), f"the card of the model of {name}")
+
+
+def table_rows(table: Table, card: dict[str, Any]) -> Any:
+    """The rows of a table that was read, with the columns that a finished learner was trained on.
+
+    Raises:
+        DataError: a column is missing or of another kind.
+    """
+    return tables.prepare(table, saved_columns(card, str(table.path)), compact=True)

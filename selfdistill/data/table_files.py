@@ -217,6 +217,22 @@ def _of_frame(path: Path, frame: Any, note: str = "") -> Table:
     return Table(path, columns, len(frame), note)
 
 
+def frame_table(frame: Any, name: str = "frame") -> Table:
+    """The table of a frame of pandas, read as a Parquet file of it is.
+
+    Args:
+        frame: its columns are left as they are.
+        name: what messages call it.
+
+    Raises:
+        DataError: it has no rows, no columns, or two columns of one name.
+    """
+    table = _of_frame(Path(name), frame)
+    if not table.rows or not table.columns:
+        raise DataError(f"{name}: the table has no rows; add some")
+    return table
+
+
 def _same(column: Any) -> Any:
     return column
 

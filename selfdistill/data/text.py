@@ -187,5 +187,13 @@ def inputs(source: str, card: dict[str, Any], folder: Path) -> tuple[Tensor, lis
             f"{source}: the model was trained on text; give a table ({SHOWN}) with a column '{card['text']}'"
         )
     texts = column(read_table(existing(source), (card["text"],)), card["text"])
-    table_reader = Reader(card["text"], hub.tokenizer(folder / FOLDER), int(card["shape"][0]))
-    return table_reader.ids(texts)[0].long(), [str(row + 1) for row in range(len(texts))]
+    return saved_reader(card, folder).ids(texts)[0].long(), [str(row + 1) for row in range(len(texts))]
+
+
+def saved_reader(card: Mapping[str, Any], folder: Path) -> Reader:
+    """The tokenisation of the model in a folder.
+
+    Raises:
+        DataError: the folder has no readable tokenizer.
+    """
+    return Reader(card["text"], hub.tokenizer(folder / FOLDER), int(card["shape"][0]))

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..data import frames
 from ..data.annotators import read_names
 from ..data.frames import Frame, SplitRows
+from ..data.inputs import REMEDY, source_of, table_of
 from ..data.split_columns import SplitRequest
 from ..errors import DataError, RecipeError
 from ..evaluation import label_errors, metrics
@@ -50,7 +51,7 @@ from ..methods.registry import AUTO
 from ..models.store import ESTIMATOR, model_card, model_folder
 from ..training import budget, threads
 from ..training.shortlist import visible
-from ..training.task_type import HeldOut, LabelledRows, Listeners, require_same_data
+from ..training.task_type import HeldOut, LabelledRows, Listeners, Predictor, require_same_data
 from . import base_learners
 from .base_learners import NETWORKS
 from .recipes import EstimatorRecipe, read_recipe
@@ -654,28 +655,47 @@ def committee(folder: Path, request: Request) -> Committee:
     return Committee(ids, data.row_names, data.classes, stacked, features, held, truth, stacked[1:].mean(0))
 
 
-def predict(folder: Path, source: str, exit_number: int | None = None) -> Predictions:
-    """What the learner of a finished run says of a table.
+class TablePredictor(Predictor):
+    """The final learner of a run on a table.
+
+    Args:
+        folder: The run folder or its model folder.
 
     Raises:
-        CheckpointError: the run has no model yet.
-        DataError: the table does not fit the model, or an early exit is asked for.
+        CheckpointError: the run has no model yet, or it is damaged.
     """
-    from threadpoolctl import threadpool_limits
 
-    from .io import load
-    from .wrappers import ClassNames
+    def __init__(self, folder: str | Path) -> None:
+        from .io import load
+        from .wrappers import ClassNames
 
-    place = model_folder(folder)
-    if exit_number is not None:
-        raise DataError(f"the model of {folder} is a learner and has no early exits; leave out --exit")
-    card = model_card(place, {"kinds": dict, "classes": [str], "half?": (float, None)})
-    model, rows = load(place / ESTIMATOR), frames.rows_for(source, card)
-    with threadpool_limits(threads.for_table(*rows.shape)):
-        outputs = predict_frame(
-            model.estimator_ if isinstance(model, ClassNames) else model, rows, len(card["classes"])
-        )
-    names = [str(number + 1) for number in range(len(rows))]
-    if card["classes"]:
-        return Predictions(names, outputs.exp(), [str(name) for name in card["classes"]])
-    return ValuePredictions(names, *with_interval(outputs[:, None], card.get("half")))
+        self.folder, place = folder, model_folder(folder)
+        self.card = model_card(place, {"kinds": dict, "classes": [str], "half?": (float, None)})
+        model = load(place / ESTIMATOR)
+        self.model = model.estimator_ if isinstance(model, ClassNames) else model
+
+    def predict(self, rows: object, exit_number: int | None = None) -> Predictions:
+        """Classes with probabilities, or values with intervals.
+
+        Raises:
+            DataError: the table does not fit the model, or an early exit is asked for.
+        """
+        from threadpoolctl import threadpool_limits
+
+        if exit_number is not None:
+            raise DataError(f"the model of {self.folder} is a learner and has no early exits; leave out --exit")
+        source, table = source_of(rows), table_of(rows)
+        if source is not None:
+            frame = frames.rows_for(source, self.card)
+        elif table is not None:
+            frame = frames.table_rows(table, self.card)
+        else:
+            what = f"rows of type {type(rows).__name__}: the model was trained on a table"
+            raise DataError(f"{what}; give {REMEDY['table']}")
+        classes = [str(name) for name in self.card["classes"]]
+        with threadpool_limits(threads.for_table(*frame.shape)):
+            outputs = predict_frame(self.model, frame, len(classes))
+        names = [str(number + 1) for number in range(len(frame))]
+        if classes:
+            return Predictions(names, outputs.exp(), classes)
+        return ValuePredictions(names, *with_interval(outputs[:, None], self.card.get("half")))

@@ -13,7 +13,6 @@ from ..data.table_files import SHOWN, is_table
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.label_errors import read_conflicts
 from ..evaluation.label_next import Committee
-from ..evaluation.predict import Predictions
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request, read_record
 from ..methods import recipes as network_recipes
@@ -26,6 +25,7 @@ from ..training.task_type import (
     FoldTrial,
     GenerationCurve,
     Listeners,
+    Predictor,
     Rows,
     TaskType,
     generation_name,
@@ -44,6 +44,7 @@ class TableTaskType(TaskType):
     name, learner, title = "learner", "learners", "For learners on tables"
     about = "Gradient boosting, forests and any other estimator of scikit-learn."
     equal_steps, searched, cross_examined, quick = False, True, True, "1min"
+    model_file = ESTIMATOR
 
     def recipes(self) -> Mapping[str, Callable[..., recipes.EstimatorRecipe]]:
         return recipes.recipes()
@@ -125,10 +126,10 @@ class TableTaskType(TaskType):
     def text(self, card: dict[str, Any]) -> str:
         return recipes.text(card)
 
-    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Predictions:
-        from .run import predict
+    def predictor(self, folder: Path) -> Predictor:
+        from .run import TablePredictor
 
-        return predict(folder, source, exit_number)
+        return TablePredictor(folder)
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
         """As of any task type; of too few or too many rows only equal ones with different labels are listed."""

@@ -200,6 +200,26 @@ class Predictions(NamedTuple):
         )
         return csv_text([["row", *self._header()], *rows], raw)
 
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each row; of values there are none."""
+        return [label for numbers in self.numbers.tolist() for label in self._best(numbers)]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping a row: its name, the predicted class and the probabilities by class, or value and interval.
+
+        >>> Predictions(["1"], torch.tensor([[0.25, 0.75]]), ["no", "yes"]).records()
+        [{'row': '1', 'prediction': 'yes', 'probabilities': {'no': 0.25, 'yes': 0.75}}]
+        """
+        return [
+            {"row": name, **self._record(numbers)}
+            for name, numbers in zip(self.names, self.numbers.tolist(), strict=True)
+        ]
+
+    def _record(self, numbers: list[float]) -> dict[str, Any]:
+        (best,) = self._best(numbers)
+        return {"prediction": best, "probabilities": dict(zip(self.columns, numbers, strict=True))}
+
     def _header(self) -> list[str]:
         return ["prediction", *(f"p({name})" for name in self.columns)]
 
@@ -215,6 +235,9 @@ class ValuePredictions(Predictions):
 
     def _best(self, numbers: list[float]) -> list[str]:
         return []
+
+    def _record(self, numbers: list[float]) -> dict[str, Any]:
+        return dict(zip(self.columns, numbers, strict=True))
 
 
 def with_interval(predictions: Tensor, half: float | None) -> tuple[Tensor, list[str]]:

@@ -24,12 +24,10 @@ from ..core import distributed
 from ..core.objective import Method, untaught
 from ..core.regression import for_task
 from ..data import tables, text
-from ..data.dataset import Data, inputs_for, load, unread, with_clean_rows, write_card
-from ..data.image_store import ImageStore
+from ..data.dataset import Data, load, with_clean_rows, write_card
 from ..data.sampler import Sampler
 from ..data.splits import difference, draw
 from ..errors import (
-    CheckpointError,
     DataError,
     NotFiniteError,
     RecipeError,
@@ -46,8 +44,6 @@ from ..evaluation.linear_probe import by_neighbours
 from ..evaluation.metrics import breakdown, reliability
 from ..evaluation.predict import (
     COVERAGE,
-    Predictions,
-    ValuePredictions,
     final_score,
     points,
     predict,
@@ -55,10 +51,8 @@ from ..evaluation.predict import (
     scored,
     some_of,
     task_outputs,
-    with_interval,
 )
 from ..evaluation.predict import losses as row_losses
-from ..io.files import DATA_CARD
 from ..io.run_record import Request
 from ..io.tensors import read_tensors
 from ..methods import cards
@@ -68,7 +62,6 @@ from ..methods.registry import AUTO, is_auto, read_method, recipes
 from ..methods.validate import check_method
 from ..models import registry, store, text_encoder, warm_start
 from ..models.peers import MOST_MEMBERS, JointGenerations, PeerMean, PeerModels, final_model
-from ..models.store import model_card
 from ..teachers import CachedTeacher
 from ..teachers.cached import store_targets
 from ..teachers.generations import ensemble_teacher
@@ -1029,39 +1022,6 @@ def _better(control: Result, trained: Result) -> bool:
     return math.fsum(plainly) < math.fsum(ours)  # of equals the method, which was asked for
 
 
-def predict_source(folder: str | Path, source: str, exit_number: int | None = None) -> Predictions:
-    """What the model of a finished run says of new data.
-
-    ``exit_number`` counts early exits from 1, the shallowest; without it the deepest one speaks.
-
-    Raises:
-        CheckpointError: the run has no model yet.
-        DataError: the data do not fit the model, or it has no such exit.
-    """
-    place = Path(folder) / "model"
-    if not place.is_dir():
-        raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
-    store.read_config(place)  # the gravest fault first: a model that is not trusted
-    card = model_card(place, {"task": str, "classes": [str], "half?": (float, None)})
-    if card["task"] == "features":
-        raise DataError(
-            f"{folder} was trained without any label and knows no classes; learn some from its layers by `selfdistill "
-            f"run LABELLED --init {folder}`"
-        )
-    model = store.load(place)
-    x, names = inputs_for(source, place)
-    head = "logits" if card["task"] == "classify" else "values"
-    outputs = predict(model, x, head) if exit_number is None else _at_exit(model, x, exit_number, folder, head)
-    if head == "logits" and outputs.shape[-1] != len(card["classes"]):
-        raise CheckpointError(
-            f"{place / DATA_CARD} has {len(card['classes'])} classes and the model {outputs.shape[-1]}; train it again"
-        )
-    note = unread(source, names) if card["kind"] == "image" else ""
-    if head == "values":
-        return ValuePredictions(names, *with_interval(outputs, card.get("half")), note)
-    return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]], note)
-
-
 MEMBERS = 16  # of a committee
 
 
@@ -1113,16 +1073,3 @@ def _restored(ready: NetworkRun, weights: dict[str, Tensor]) -> nn.Module | None
             model.load_state_dict(weights)
             return model.eval()
     return None
-
-
-def _at_exit(model: nn.Module, x: Tensor | ImageStore, number: int, folder: str | Path, head: str) -> Tensor:
-    try:
-        exits = predict(model, x, "exits" if head == "logits" else "exit_values")  # (rows, exits, components)
-    except SpaceError:
-        raise DataError(
-            f"the model of {folder} has no early exits; leave out --exit, or train by byot() with "
-            "--no-control, so that the baseline is not the final model"
-        ) from None
-    if not 1 <= number <= exits.shape[1]:
-        raise DataError(f"the model of {folder} has exits 1 to {exits.shape[1]}; there is no {number}")
-    return exits[:, number - 1]

@@ -28,7 +28,7 @@ from ..errors import RecipeError, SelfdistillError
 from ..evaluation import metrics
 from ..evaluation.audit import whole_classes
 from ..evaluation.label_next import Committee
-from ..evaluation.predict import Predictions, covered, scored, some_of, task_outputs
+from ..evaluation.predict import covered, scored, some_of, task_outputs
 from ..io.expressions import checked
 from ..io.run_record import Request
 from ..losses import CrossEntropy, Squared
@@ -64,7 +64,8 @@ from ..training.comparison import (
 )
 from ..training.fit import Result, fit, try_batch
 from ..training.task_type import FoldTrial, Listeners, Rows, TaskType, generation_name, refuse_example
-from .network_run import AutoRun, NetworkRun, batch_size_for, committee, predict_source, prepare, total_steps
+from .network_predictor import NetworkPredictor
+from .network_run import AutoRun, NetworkRun, batch_size_for, committee, prepare, total_steps
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
 
@@ -520,8 +521,8 @@ class NetworkTaskType(TaskType):
     def text(self, card: dict[str, Any]) -> str:
         return auto_text(card) if card["name"] == AUTO else cards.text(card)
 
-    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Predictions:
-        return predict_source(folder, source, exit_number)
+    def predictor(self, folder: Path) -> NetworkPredictor:
+        return NetworkPredictor(folder)
 
     def row_cards(self, request: Request, data: Data, ids: Sequence[int], side: int = SIDE) -> dict[int, RowCard]:
         """Pictures of images, and texts and cells of tables."""

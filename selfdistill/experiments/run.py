@@ -39,7 +39,7 @@ from ..io import checkpoint, trust
 from ..io.files import FORMAT, refuse_links, sweep, writable, write
 from ..io.run_record import Request, changed_logs, differences, log_digests, read_record, versions, write_record
 from ..models.peers import final_model
-from ..models.store import load_model, model_card
+from ..models.store import load_model, model_card, model_folder
 from ..report import PAGE, surviving
 from ..report import write as write_report
 from ..report.data_sections import retraining, shown_rows
@@ -49,12 +49,12 @@ from ..training import budget, threads
 from ..training.cross_prediction import FOLDER as CROSS_FOLDER
 from ..training.cross_prediction import cross_predict, refuse_cross_fit
 from ..training.fit import choose_device, join
-from ..training.task_type import Listeners, PreparedRun, TaskType, require_same_data
+from ..training.task_type import Listeners, Predictor, PreparedRun, TaskType, require_same_data
 from .folder import Folder, locked
 from .search import check_search, first_request, refuse_explore, refuse_folds, search
 from .task_types import TASK_TYPES
 
-__all__ = ["Run", "final_model", "load_model", "model_card"]
+__all__ = ["Run", "final_model", "load", "load_model", "model_card"]
 
 Progress = Callable[[TrainingClock, dict[str, float]], None]
 
@@ -370,10 +370,36 @@ class Run:
             DataError: the data do not fit the model, it has no such exit, or it is a language model.
         """
         with trust.trust_code(self.trust_code):
-            answers = self.task.predict(self.folder, source, exit_number)
+            answers = self.task.predictor(self.folder).predict(source, exit_number)
         if not isinstance(answers, Predictions):
             raise DataError(f"the model of {self.folder} writes texts; use `selfdistill predict`")
         return answers
+
+
+def load(folder: str | Path, trust_code: bool = False) -> Predictor:
+    """The final model of a run, kept in memory to predict new rows with the numbers of `selfdistill predict`.
+
+    Args:
+        folder: the run folder or its model folder.
+        trust_code: whether functions that its files name, such as its model, may be run; code in the folder never is.
+
+    Returns:
+        The predictor; see `training.task_type.Predictor.predict` for what it takes.
+
+    Raises:
+        CheckpointError: there is no model yet, or it is damaged or names code that is not trusted.
+        DataError: the model predicts no rows, as a policy.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = Run.create(Request("digits", method="plain()", steps=2), f"{folder}/run").execute(warn=len)
+    ...     load(f"{folder}/run").predict(torch.zeros(3, 1, 8, 8)).numbers.shape
+    torch.Size([3, 10])
+    """
+    with trust.trust_code(trust_code):
+        if Path(folder, "run.json").exists():
+            return Run.open(folder, trust_code).task.predictor(Path(folder))
+        return TASK_TYPES.of_model(model_folder(folder)).predictor(Path(folder))
 
 
 def examining_request(source: str, options: Mapping[str, Any]) -> Request:

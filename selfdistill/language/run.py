@@ -22,7 +22,8 @@ import torch
 
 from ..core import distributed
 from ..data.copies import notices
-from ..data.examples import FIELDS
+from ..data.examples import FIELDS, Example
+from ..data.inputs import source_of, texts_of
 from ..data.prompt_files import columns
 from ..data.prompts import Prompts, load_prompts, load_suite
 from ..data.reasoning import is_task
@@ -42,7 +43,7 @@ from ..models.store import model_folder
 from ..training import budget, threads
 from ..training.fit import Result, choose_device
 from ..training.shortlist import WORDS, Trial, candidate_folder, copy_log, foreword, refuse_budget, try_each
-from ..training.task_type import Listeners
+from ..training.task_type import Listeners, Predictor
 from . import evaluation
 from .completions import Language
 from .contexts import template_notes
@@ -61,6 +62,9 @@ from .sampling import (
 )
 from .trainer import fit
 from .vllm_engine import check_vllm
+
+CARD = "selfdistill.json"  # in a model folder: what plain transformers does not know of it
+
 
 USUAL = "smollm2"  # the model where none is named
 
@@ -429,7 +433,7 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners, own: Path | No
         export(evaluator.final_model(trained), folder / "model", _save(request), ready.build.name)
         card = {"format": FORMAT, "method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
         card["load_in_4bit"] = request.load_in_4bit
-        write_json(folder / "model" / "selfdistill.json", card)
+        write_json(folder / "model" / CARD, card)
     return result
 
 
@@ -630,6 +634,10 @@ class Completions(NamedTuple):
         """The rows as JSON lines, which have no formulas."""
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
+    def records(self) -> list[dict[str, Any]]:
+        """The rows."""
+        return self.rows
+
 
 def _columns_of(folder: Path, source: str) -> list[tuple[str, str]]:
     """The columns that a run named, as far as another file has them too."""
@@ -640,31 +648,54 @@ def _columns_of(folder: Path, source: str) -> list[tuple[str, str]]:
     return [(field, name) for field, name in named if name in there]
 
 
-#: The fields of a model folder's card that are read.
+#: Its fields that are read.
 _CARD = {"format?": Any, "max_tokens?": Range(1, 2**20), "load_in_4bit?": bool}
 
 
-def predict(folder: Path, source: str) -> Completions:
-    """The final model's answers to new prompts.
+class LanguagePredictor(Predictor):
+    """The final language model of a run, which answers greedily.
+
+    Args:
+        folder: The run folder or its model folder.
 
     Raises:
-        CheckpointError: the run has no model yet. DataError: the prompts.
+        CheckpointError: the run has no model yet, or it is damaged.
     """
-    place = folder / "model"
-    if not (place / "selfdistill.json").exists():
-        raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
-    try:
-        card = read_json(place / "selfdistill.json", _CARD)
-    except (OSError, ValueError) as error:
-        why = one_line(error, 120)
-        raise CheckpointError(f"{place / 'selfdistill.json'} is damaged or foreign ({why}); run it again") from error
-    check_format(place / "selfdistill.json", card.get("format"))
-    data = load_prompts(source, columns=_columns_of(folder, source))
-    loaded = causal(str(place), stored_dtype(str(place)), load_in_4bit=card.get("load_in_4bit", False))
-    model = Causal(*loaded).eval()
-    most = card.get("max_tokens", TOKENS)
-    check_answers(model.reader, data, most)
-    sampling, every = Sampling(0.0, max_tokens=most), range(len(data.rows))
-    answers = evaluation.answered(model, data, every, sampling, RewardCheckers())
-    rows = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in answers]
-    return Completions(rows)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, place = folder, model_folder(folder)
+        path = place / CARD
+        if not path.exists():
+            raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
+        try:
+            card = read_json(path, _CARD)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged or foreign ({one_line(error, 120)}); run it again") from error
+        check_format(path, card.get("format"))
+        loaded = causal(str(place), stored_dtype(str(place)), load_in_4bit=card.get("load_in_4bit", False))
+        self.model = Causal(*loaded).eval()
+        self.max_tokens = int(card.get("max_tokens", TOKENS))
+
+    def predict(self, rows: object, exit_number: int | None = None) -> Completions:
+        """The answers to prompts: those of a file, or a list of texts.
+
+        Raises:
+            DataError: the prompts, or an early exit is asked for.
+        """
+        if exit_number is not None:
+            raise DataError(f"the model of {self.folder} is a language model and has no early exits; leave out --exit")
+        data = self._prompts(rows)
+        check_answers(self.model.reader, data, self.max_tokens)
+        sampling, every = Sampling(0.0, max_tokens=self.max_tokens), range(len(data.rows))
+        answers = evaluation.answered(self.model, data, every, sampling, RewardCheckers())
+        found = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in answers]
+        return Completions(found)
+
+    def _prompts(self, rows: object) -> Prompts:
+        if (source := source_of(rows)) is not None:
+            return load_prompts(source, columns=_columns_of(self.folder, source))
+        texts = texts_of(rows)
+        if texts is None or not all(text.strip() for text in texts):
+            raise DataError("the model reads prompts; give a list of texts that are not empty, or the path of a file")
+        none = torch.zeros(0, dtype=torch.int64)
+        return Prompts("texts", tuple(Example((("user", text),)) for text in texts), none, none, none)

@@ -51,12 +51,12 @@ from .contexts import rendered
 from .preflight import preflight
 from .recipes import sft
 from .run import (
-    Completions,
+    CARD,
     Evaluator,
+    LanguagePredictor,
     LanguageRun,
     default_recipe,
     final_weights,
-    predict,
     prepare,
     prepare_update,
     read_recipe,
@@ -384,6 +384,7 @@ class LanguageTaskType(TaskType):
     name, learner, title = "language", "language models", "For language models"
     about = "Prompts; a step is told without the completions that it samples."
     control = "sft()"
+    model_file = CARD
 
     def recipes(self) -> Mapping[str, Callable[..., Language]]:
         return recipes.RECIPES
@@ -468,10 +469,8 @@ class LanguageTaskType(TaskType):
         head = f"One prompt of {card['example_of']}; + is read by the teacher alone, - by the student alone:"
         return f"{text}\n\n{head}\n{card['example']}"
 
-    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Completions:
-        if exit_number is not None:
-            raise DataError(f"the model of {folder} is a language model and has no early exits; leave out --exit")
-        return predict(folder, source)
+    def predictor(self, folder: Path) -> LanguagePredictor:
+        return LanguagePredictor(folder)
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
         """Equal prompts with different answers; without any it is refused: prompts have no labels."""

@@ -27,6 +27,9 @@ from .registry import Build, _tuples, check_source
 TENSORS, CONFIG = "model.safetensors", "config.json"
 
 
+POLICY = "policy.safetensors"  # in a model folder: a policy, which environments alone have a use for
+
+
 #: Weights that PyTorch saved: they are read as tensors alone, and only where a person names the file.
 TORCH_WEIGHTS = (".pt", ".pth")
 
@@ -311,7 +314,7 @@ def model_folder(folder: str | Path) -> Path:
     if (path / "run.json").exists() and not (path / "model").is_dir():
         raise CheckpointError(f"{path} has no model yet; finish it by `selfdistill resume {path}`")
     place = path / "model" if (path / "model").is_dir() else path
-    if (place / "policy.safetensors").exists():
+    if (place / POLICY).exists():
         raise CheckpointError(
             f"{path} holds a policy, which environments alone have a use for: `selfdistill predict {path}` plays it, "
             "and --teacher lets it teach"

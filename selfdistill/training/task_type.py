@@ -20,6 +20,7 @@ from ..evaluation.cross_scores import CROSS_FIT, CrossScores
 from ..evaluation.label_next import Committee
 from ..io.expressions import expression_name, foreign_arguments
 from ..io.run_record import Lines, Request, read_record
+from ..models.store import CONFIG
 from . import callbacks
 from .comparison import ComparisonDesign
 
@@ -124,6 +125,29 @@ class Answers(Protocol):
     def text(self, raw: bool = False) -> str:
         """The answers as `selfdistill predict` writes them; ``raw`` cells of CSV may be formulas of a spreadsheet."""
 
+    def records(self) -> list[dict[str, Any]]:
+        """The answers as one mapping a row, of values that JSON has: what a service sends."""
+
+
+class Predictor(Protocol):
+    """A finished model that is kept in memory and answers new rows; `selfdistill.load` makes one."""
+
+    def predict(self, rows: object, exit_number: int | None = None) -> Answers:
+        """The model's predictions.
+
+        Args:
+            rows: A source as of `selfdistill predict`: the path of a table, of an image, of a folder of images or of
+                prompts. Or rows in memory: a frame of pandas or polars, a mapping of columns, a list of records, of
+                texts or of paths of images; or a tensor or array of what a network reads.
+            exit_number: An early exit of a network, from 1, the shallowest; by default the deepest one answers.
+
+        Returns:
+            Classes with probabilities, values with 90 % intervals, or the texts that a language model writes.
+
+        Raises:
+            DataError: the rows do not fit the model, or it has no such exit.
+        """
+
 
 class GenerationCurve(NamedTuple):
     """A metric by generation, to be drawn: ``points`` are pairs of a generation and its value."""
@@ -161,6 +185,7 @@ class TaskType(Protocol):
     equal_steps: bool = True  # whether it takes as many steps as the method
     audited: bool = True  # whether an audit accepts generations
     unit: str = "rows"  # what the test split has
+    model_file: str = CONFIG  # a file that its model folders have
     quick: str | None = None  # the budget of `--effort quick`; None where a short training of its own is planned
     searched: bool = False  # whether arguments of its recipes can be searched on folds
     cross_examined: bool = False  # whether --folds leaves each row out once to examine its label
@@ -221,12 +246,12 @@ class TaskType(Protocol):
     def text(self, card: dict[str, Any]) -> str:
         """The answer of `explain` for people."""
 
-    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Answers:
-        """The predictions of a finished run's model for new data.
+    def predictor(self, folder: Path) -> Predictor:
+        """The predictor of a finished run, given its folder or its model folder.
 
         Raises:
-            CheckpointError: the run has no model yet.
-            DataError: the data do not fit the model, or it has no early exit of this number (from 1).
+            CheckpointError: the run has no model yet, or the model is damaged or names code that is not trusted.
+            DataError: the model predicts nothing.
         """
 
     def play(self, folder: Path, request: Request, count: int, video: Path | None) -> Answers:
@@ -441,6 +466,17 @@ class TaskTypes:
             if task.name == name:
                 return task
         raise CheckpointError(f"a run of kind {name!r} is unknown to this version; open it with the one that made it")
+
+    def of_model(self, place: Path) -> TaskType:
+        """The task type of a model folder without a run.
+
+        Raises:
+            CheckpointError: it holds no model.
+        """
+        for task in sorted(self.types, key=lambda task: task.model_file == CONFIG):  # which several have
+            if (place / task.model_file).exists():
+                return task
+        raise CheckpointError(f"{place} holds no model (it has no {CONFIG}); give the folder of a run or of its model")
 
     def of_recipe(self, expression: str) -> TaskType:
         """The task type that a recipe is for, by its name and arguments; of an unknown one the first."""

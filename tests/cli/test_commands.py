@@ -13,10 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas
+import polars
 import pytest
 import torch
 
 import selfdistill
+from selfdistill.data.images import read_images
+from selfdistill.errors import CheckpointError, DataError
 from selfdistill.estimators.recipes import recipes as estimator_recipes
 from selfdistill.methods import recipes
 from tests.terminal import MODELS, child, contents, invoke, passed, refused, report, write_images, write_tables
@@ -146,6 +150,13 @@ def test_tables_train_and_predict_by_column(name: str, here: Path) -> None:
         p = {label: float(row[f"p({label})"]) for label in ("no", "yes")}
         assert sum(p.values()) == pytest.approx(1, abs=1e-5)
         assert row["prediction"] == max(p, key=lambda label: p[label])
+    frame = pandas.read_csv("more.csv")
+    for rows_ in (frame, frame.to_dict("list"), frame.to_dict("records"), polars.from_pandas(frame)):
+        answers = selfdistill.load("r").predict(rows_)
+        assert answers.text() == passed("predict", "r", "more.csv").stdout, "a frame answers as its file"
+    assert [record["prediction"] for record in answers.records()] == [row["prediction"] for row in rows]
+    with pytest.raises(DataError, match="rows of type int: the model was trained on table rows; give a frame of"):
+        selfdistill.load("r").predict(3)
 
 
 def test_rows_without_a_target_teach_unlabelled_and_choose_the_method(here: Path) -> None:
@@ -169,6 +180,18 @@ def test_folders_of_images_train_and_predict_by_path(here: Path) -> None:
     lines = passed("predict", "r", "wild").stdout.splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == [f"any/{i}.png" for i in range(5)]
     assert len(passed("predict", "r", "wild/any/0.png").stdout.splitlines()) == 2
+    predictor = selfdistill.load("r/model")
+    by_path = predictor.predict([Path(f"wild/any/{i}.png") for i in range(5)])
+    assert by_path.text().split("\n")[1:] == [f"wild/{line}" for line in lines[1:]] + [""]
+    pixels = read_images([Path(f"wild/any/{i}.png") for i in range(5)], (1, 8, 8))
+    for rows in (pixels, pixels.numpy(), pixels.float() / 255):
+        assert [record["probabilities"] for record in predictor.predict(rows).records()] == [
+            record["probabilities"] for record in by_path.records()
+        ]
+    with pytest.raises(DataError, match=r"rows of shape \(3, 9, 8\): the model was trained on image rows of shape"):
+        predictor.predict(torch.zeros(2, 3, 9, 8))
+    with pytest.raises(CheckpointError, match="wild holds no model"):
+        selfdistill.load("wild")
 
 
 @pytest.mark.parametrize("spec", ["odd:good", "odd.py:good", "mlp(width=8)", "cnn(width=4)", "resnet(width=4)"])

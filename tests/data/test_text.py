@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+import selfdistill
 from selfdistill.core.step import Batch, TrainingClock
 from selfdistill.data import augment, text
 from selfdistill.data.dataset import Data, load, sealed
@@ -263,6 +264,9 @@ def test_a_run_is_read_back_without_the_encoder_it_began_from(here: Path) -> Non
     assert torch.allclose(said.numbers, expected, atol=1e-6)
     assert said.names[:2] == ["1", "2"]
     assert run.predict("more.csv").numbers.shape == (40, 2), "new rows need no target"
+    frame = pd.read_csv("r.csv")
+    for rows in (frame, frame["review"].tolist()):
+        assert selfdistill.load("out").predict(rows).records() == said.records()
     assert not [path for path in here.rglob("*") if path.suffix in (".pt", ".bin", ".pkl")]
     described = json.loads(Path("out/run.json").read_text())["data"]
     assert (described["kind"], described["text"], described["cut"]) == ("text", "review", 0)

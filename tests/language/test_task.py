@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from peft import AutoPeftModelForCausalLM
 
+import selfdistill
 from selfdistill.cli import main
 from selfdistill.errors import DataError
 from selfdistill.language import preflight
@@ -151,6 +152,8 @@ def test_predict_vitals_and_report_of_a_run(place: Path, run: dict[str, Any]) ->
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["prompt"] for row in rows] == ["0?", "1?", "2?", "3?"]
     assert all(row["reward"] in (0.0, 1.0) for row in rows)
+    answers = selfdistill.load(f"{place}/run").predict([row["prompt"] for row in rows])
+    assert [record["completion"] for record in answers.records()] == [row["completion"] for row in rows]
     code, out, err = call("vitals", f"{place}/run")
     assert code == 0, err
     assert "right when the context is read" in out
