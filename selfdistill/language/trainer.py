@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from .contexts import Rollout, completed, rendered, turn_end
 from .prompt_check import check_prompts
 from .sampling import CompletionFile, Engine, Vllm, by_transformers
 from .step_log import StepLog
+from .vllm_engine import ALONE
 
 PART = 32  # prompts whose completions are written between two saves
 
@@ -146,13 +147,15 @@ class LanguageTask(Task):
 
     def wrap(self, state: RunState) -> Any:
         """As the engine's. Every weight that learns is used at every step; the output matrix outside the wrapper's
-        forward pass, which hooks on gradients do not mind. What teachers hold is not sharded.
+        forward pass, which hooks on gradients do not mind. What teachers hold is sharded as the student is.
         """
         if distributed.size() == 1:
             return super().wrap(state)
         if state.settings.parallel != "fsdp":
             return distributed.replicated(state.model)
         distributed.shard_layers(state.model)
+        for view in state.objective.weight_views():
+            view.shard()
         with distributed.whole(state.model):  # FSDP takes the first module that is called for the outermost one
             self.writer.model.hidden_states(packed([([0], [0])]).to(state.device))
         return state.model
@@ -244,11 +247,16 @@ class LanguageTask(Task):
         """The completions of this process in a step."""
         if self.method.source.once:
             return [self.rollouts[i] for i in rows.tolist()]
-        model = state.model
-        with distributed.whole(model) if self.method.sampling else contextlib.nullcontext():
+        with self.whole(state) if self.method.sampling else contextlib.nullcontext():
             rollouts = self.method.source.rollouts(self.writer, self.data.labelled[rows].tolist(), state.clock)
         state.passes, self.writer.passes = state.passes + self.writer.passes, Passes()
         return rollouts
+
+    @contextlib.contextmanager
+    def whole(self, state: RunState) -> Iterator[None]:
+        """Student and teachers in one piece on every process, each of which asks them as often as its own rows need."""
+        with distributed.whole(state.model), state.objective.whole():
+            yield
 
     def _parts(self, state: RunState, rollouts: Sequence[Rollout], examples: int) -> int:
         """In how many micro-batches a step goes through: the same number everywhere."""
@@ -371,7 +379,7 @@ class LanguageVitals(Callback):
             entry["candidates"] = self.task.candidates
         if not state.settings.vitals or state.clock.step < state.clock.length:
             return
-        with distributed.whole(state.model):
+        with self.task.whole(state):
             entry["language"] = evaluation.measure(writer)
         state.passes += Passes(evaluation=writer.drawn - drawn)
         writer.drawn, writer.passes = drawn, Passes()  # nothing is learnt from looks
@@ -466,7 +474,7 @@ def fit(
         The model of the best audited generation, and what all of them took.
 
     Raises:
-        DataError: prompts lack what the method needs, or do not fit the model's context; vLLM under FSDP.
+        DataError: prompts lack what the method needs, or do not fit the model's context; vLLM in several processes.
         VitalsError: a context is broken, so that student and teacher would not read the same completion.
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
@@ -496,14 +504,15 @@ def check_engine(engine: Engine, method: Language, parallel: str) -> None:
         parallel: How several processes train, as of `Settings`.
 
     Raises:
-        DataError: Student and teacher are to write together by another engine, or FSDP has sharded the weights.
+        DataError: Student and teacher are to write together by another engine, FSDP would shard peers, or vLLM
+            is to write for several processes.
     """
     if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
         raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
     if distributed.size() > 1 and parallel == "fsdp" and method.wrap_model is not None:
         raise DataError("FSDP does not shard several adapters of a model; leave --parallel away")
-    if distributed.size() > 1 and parallel == "fsdp" and isinstance(engine, Vllm):
-        raise DataError("vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM away")
+    if distributed.size() > 1 and isinstance(engine, Vllm):
+        raise DataError(ALONE)
 
 
 def _settings(given: Mapping[str, Any], method: Language, data: Prompts) -> Settings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +11,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from selfdistill.errors import DataError
-from selfdistill.language import evaluation
-from selfdistill.language.completions import Language
 from selfdistill.language.cross_tokenizer import gold, uld
-from selfdistill.language.recipes import gkd, sft
-from selfdistill.language.sampling import RewardCheckers, Sampling, export
+from selfdistill.language.recipes import gkd
+from selfdistill.language.sampling import export
 from selfdistill.language.trainer import fit
 from selfdistill.losses.cross_vocabulary import SharedDivergence, SortedDistance
-from selfdistill.models.causal_lm import Causal, OtherTokenizer, of_model
+from selfdistill.models.causal_lm import OtherTokenizer
 from selfdistill.models.token_spans import SharedTokens, TokenPairing, span_numbers, spellings
-from selfdistill.testing import toys
 from tests.language.tiny import EOS, foreign_tokenizer, foreigner, prompts, student, tokenizer, write_prompts
 from tests.terminal import refused
 
@@ -168,60 +164,13 @@ def test_a_teacher_whose_template_refuses_a_prompt_is_named_before_training(tmp_
         fit(student, prompts(), uld(str(tmp_path)), **GIVEN)
 
 
-# ---- a toy: the teacher writes in pairs of letters, the student in letters -------------------------------------------
-
-
-def taught(seed: int) -> Causal:
-    """A model with a byte-level tokenizer that can do the new task."""
-    data = toys.prompts(toys.NEW, 1500, seed=900 + seed)
-    texts = [f"{row.prompt} {row.demonstration}" for row in data.rows]
-    torch.manual_seed(seed)
-    words = foreign_tokenizer(texts)
-    config = LlamaConfig(
-        vocab_size=len(words), max_position_embeddings=128, pad_token_id=1, eos_token_id=0, bos_token_id=None,
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    )  # fmt: skip
-    lm = LlamaForCausalLM(config)
-    options: dict[str, Any] = {"device": "cpu", "audit": "off", "vitals": False, "max_tokens": 8}
-    rows = replace(data, labelled=torch.arange(1500), audit=data.audit[:0])
-    result = fit(lambda: of_model(lm, words), rows, sft(), steps=700, batch_size=32, lr=3e-3, **options)
-    assert isinstance(result.model, Causal)
-    return result.model.eval()
-
-
-def right(model: Causal, data: Any) -> float:
-    answers = evaluation.answered(model, data, data.test.tolist(), Sampling(0.0, max_tokens=8), RewardCheckers())
-    return 1 - sum(evaluation.wrong(answers)) / len(answers)
-
-
-@pytest.mark.slow
-def test_a_student_learns_from_a_teacher_of_another_tokenizer(tmp_path: Path) -> None:
-    lm, letters = toys.train_tiny(seed=3)
-    export(taught(1), tmp_path)
-    methods: dict[str, Language] = {
-        "gold, own answers": gold(str(tmp_path), share=1.0, max_tokens=8),
-        "gold": gold(str(tmp_path), max_tokens=8),
-        "uld": uld(str(tmp_path)),
-    }
-    scores = dict[str, list[float]]()
-    for seed in (1, 2, 3):
-        data = toys.prompts(toys.NEW, 300, seed=seed)
-        data = replace(data, audit=data.audit[:0])
-        build = lambda: of_model(copy.deepcopy(lm), letters)
-        scores.setdefault("before", []).append(right(build().eval(), data))
-        scores.setdefault("teacher", []).append(right(of_folder(tmp_path), data))
-        for name, method in methods.items():
-            found = fit(build, data, method, seed=seed, device="cpu", audit="off", vitals=False, batch_size=32,
-                        steps=60, lr=1e-3, max_tokens=8)  # fmt: skip
-            assert isinstance(found.model, Causal)
-            scores.setdefault(name, []).append(right(found.model.eval(), data))
-    print({name: [round(score, 3) for score in each] for name, each in scores.items()})
-    assert max(scores["before"]) < 0.1
-    for name in methods:
-        assert min(scores[name]) > max(scores["before"]) + 0.3, name
-
-
-def of_folder(folder: Path) -> Causal:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return of_model(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)).eval()
+@pytest.mark.parametrize("recipe", [gold, uld])
+def test_a_student_comes_nearer_to_a_teacher_of_another_tokenizer(recipe: Any, tmp_path: Path) -> None:
+    """The distance alone falls over the epochs, and not only the likelihood of demonstrations beside it."""
+    export(foreigner(), tmp_path)
+    method = recipe(str(tmp_path), **({"share": 0.0} if recipe is gold else {}))
+    options: dict[str, Any] = {**GIVEN, "max_tokens": 4} | {"steps": None, "epochs": 8, "lr": 1e-2, "batch_size": 8}
+    method = replace(method, terms={"distil": method.terms["distil"]}).drawing(lambda s: replace(s, max_tokens=4))
+    lines = fit(student, prompts(), method, **options).history
+    print(recipe.__name__, [round(line["loss"], 3) for line in lines])
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
