@@ -151,37 +151,6 @@ def test_a_wheel_from_the_source_distribution_prints_the_oracles_and_lists_the_r
         assert expected in done.stdout
 
 
-@pytest.mark.slow
-def test_wheel_and_source_distribution_install_in_a_clean_environment(tmp_path: Path) -> None:
-    """With the dependencies that the project file names, and no others; the number of the documentation holds."""
-    project, python = tmp_path / "project", tmp_path / "environment" / "bin" / "python"
-    for name in ("selfdistill", "tests/oracles"):
-        shutil.copytree(ROOT.parent / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt"):
-        shutil.copy(ROOT.parent / name, project / name)
-    for kind in ("sdist", "wheel"):
-        (tmp_path / kind).mkdir()
-    sdist, wheel = (_built(project, tmp_path / kind, kind) for kind in ("sdist", "wheel"))
-
-    def run(*command: str | Path) -> str:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        done = subprocess.run(
-            [python, "-m", *command], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "environment"], check=True)
-    for archive in (wheel, sdist):
-        how = ["--force-reinstall", "--no-deps"] if archive == sdist else ["-c", project / "constraints.txt"]
-        run("pip", "install", "-q", *how, archive)
-        assert selfdistill.__version__ in run("selfdistill", "--version")
-        assert "elr(weight=3.0" in run("selfdistill", "methods")
-        out = tmp_path / archive.suffix.removeprefix(".")
-        run("selfdistill", "run", "digits", "--method", "elr()", "--steps", "2", "--quiet", "--out", out)
-        assert (out / "report.html").exists()
-
-
 def test_the_version_is_that_of_the_project_file() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     assert project["version"] == selfdistill.__version__
