@@ -40,6 +40,8 @@ FACES += (
 
 TREE_BEGINS = "<!-- tree: written by `python tools/generate.py docs/design.md` -->\n"
 TREE_ENDS = "<!-- end of the tree -->\n"
+BENCHMARK_BEGINS = "<!-- benchmark: written by `python tools/generate.py docs/choose.md` -->\n"
+BENCHMARK_ENDS = "<!-- end of the benchmark -->\n"
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -144,7 +146,19 @@ def design_page() -> str:
     return f"{before}{TREE_BEGINS}\n```text\n{block}\n```\n\n{TREE_ENDS}{after}"
 
 
+def choose_page() -> str:
+    """docs/choose.md with the numbers of the benchmark as they are now."""
+    from selfdistill.experiments.catalogue import live_cards
+    from tools.chooser import measured
+
+    before, _, rest = (ROOT / "docs/choose.md").read_text(encoding="utf-8").partition(BENCHMARK_BEGINS)
+    after = rest.partition(BENCHMARK_ENDS)[2]
+    block = measured((ROOT / "docs/benchmark.md").read_text(encoding="utf-8"), live_cards())
+    return f"{before}{BENCHMARK_BEGINS}\n{block}\n{BENCHMARK_ENDS}{after}"
+
+
 FILES: dict[str, Callable[[], str]] = {
+    "docs/choose.md": choose_page,
     "docs/design.md": design_page,
     "docs/methods.md": methods_page,
     "selfdistill/experiments/catalogue.jsonl": catalogue,
