@@ -126,7 +126,7 @@ THEMES = {
         "columns annotators time validation label_noise image_size augment tasks order domains leave_out verify"
     ),
     "Method and what it is compared with": (
-        "control effort product refit folds search trials explore init targets memory warm"
+        "control effort product refit folds search trials explore init tune targets memory warm"
     ),
     "Training": (
         "epochs batch_size lr weight_decay optimizer schedule clip accumulate precision compile device "
@@ -294,8 +294,15 @@ DATA_OPTIONS = [
         "--model",
         metavar="SPEC",
         help="mlp, cnn(width=64), resnet, vit; tables: also boosting, forest, extra_trees, linear, neighbours; "
-        "--text: gt-minilm(length=128), the folder of an encoder, or owner/name on the Hugging Face hub; "
+        "pretrained: efficientnet-lite0(size=128) for images, gt-minilm(length=128) for --text, the folder of an image "
+        "model or text encoder, or owner/name on the Hugging Face hub; "
         "prompts: smollm2 or a folder; or module:function for your own [default: by the data].",
+    ),
+    click.option(
+        "--tune",
+        type=click.Choice(["head", "full"]),
+        help="Pretrained image models: train a head on features that are computed once, or all weights [default: "
+        "head].",
     ),
     click.option(
         "--init",

@@ -245,8 +245,9 @@ class Request:
     prompts ``engine`` may be ``continuous``: the batch that writes is refilled.
     ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``. ``search`` is
     an expression with ranges, whose arguments ``trials`` trials search; ``explore`` is the largest share of the
-    trainings that only try something out. ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of
-    several annotators, whose consensus is the target.
+    trainings that only try something out. ``tune`` says how far a pretrained image model learns.
+    ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of several annotators, whose consensus is
+    the target.
     """
 
     data: str = "digits"
@@ -313,6 +314,7 @@ class Request:
     effort: str | None = None
     folds: Annotated[int, Range(2, limit=1000)] | None = None
     annotators: str | None = None
+    tune: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -354,6 +356,7 @@ class Request:
             "refit",
             "effort",
             "annotators",
+            "tune",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns", "fields"}
         unsaid |= {

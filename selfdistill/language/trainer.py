@@ -22,7 +22,7 @@ from ..data.prompts import Prompts
 from ..data.sampler import Order
 from ..errors import DataError, VitalsError
 from ..io.tensors import digest
-from ..models.causal_lm import Causal, Pretrained, completion_rows, packed
+from ..models.causal_lm import Causal, Pretrained, packed
 from ..training.callbacks import AuditNotice
 from ..training.checkpointing import identity
 from ..training.fit import Result, choose_device, drive, join, run_folder
@@ -32,7 +32,8 @@ from ..training.task import Callback, Task, autocast, new_model
 from ..training.trainer import Trainer
 from . import evaluation
 from .alarms import RESPONSES, Alarm, Reading, alarms, reading
-from .completions import AGAINST, CONTEXT, Language, TeacherMixed, Writer, check, views
+from .batches import completion_batch, known_counts, separable
+from .completions import Language, TeacherMixed, Writer, check
 from .contexts import Rollout, completed, rendered
 from .prompt_check import check_prompts
 from .sampling import CompletionFile, Engine, Vllm, by_transformers
@@ -245,45 +246,22 @@ class LanguageTask(Task):
     def _parts(self, state: RunState, rollouts: Sequence[Rollout], examples: int) -> int:
         """In how many micro-batches a step goes through: the same number everywhere."""
         parts = state.settings.accumulate
-        if self._separable():
+        if separable(self.method):
             tokens = sum(len(r.prompt) + len(r.ids) for r in rollouts)
             parts = max(parts, math.ceil(tokens / ROOM.get(state.device.type, tokens)))
         return -distributed.most(-min(distributed.most(parts, state.device), examples), state.device)
 
     def batch(self, state: RunState, rollouts: Sequence[Rollout]) -> Batch:
         """What the terms read of some completions."""
-        seen = views(self.writer, rollouts)
-        self.unread += seen["unread"]
-        extra = {"reward": seen["rewards"], "group": seen["examples"]}
-        extra |= {"tutored": torch.tensor([r.tutored for r in rollouts])}
-        extra |= {"trusted": torch.tensor([r.trusted for r in rollouts])}
-        if rollouts and all(r.log_probs is not None for r in rollouts):
-            log_probs = [torch.tensor(r.log_probs) for r in rollouts]
-            extra["log_prob"] = nn.utils.rnn.pad_sequence(log_probs, batch_first=True)
-        batch = Batch({"x": completion_rows(seen["x"], seen["examples"], **extra)})
-        for name in (CONTEXT, AGAINST):
-            if name in seen:
-                batch[name] = completion_rows(seen[name][0])._replace(align=seen[name][1])
-        if "other" in seen:
-            batch["other"] = completion_rows(seen["other"], seen["examples"])
-        return Batch({name: rows.to(state.device) for name, rows in batch.items()})
+        batch, unread = completion_batch(self.writer, rollouts, state.device)
+        self.unread += unread
+        return batch
 
     def counts(
         self, state: RunState, batches: Sequence[Batch], seed: Callable[[int], None]
     ) -> dict[str, Tensor] | None:
         """As the engine's, without a pass where none is needed."""
-        if not self._separable():
-            return super().counts(state, batches, seed)
-        counts = dict[str, Tensor]()
-        for name, term in self.method.terms.items():
-            each = [count for count in map(term.count_of, batches) if count is not None]
-            if len(each) < len(batches):
-                return super().counts(state, batches, seed)
-            counts[name] = distributed.add(torch.stack(each).sum())
-        return counts
-
-    def _separable(self) -> bool:
-        return all(term.separable for term in self.method.terms.values())
+        return known_counts(self.method, batches) or super().counts(state, batches, seed)
 
     # evaluation -------------------------------------------------------------------------------------------------------
 
@@ -477,7 +455,7 @@ def fit(
     method.check_fields(data, "this method")
     device = choose_device(device)
     join(device)
-    _check_engine(engine, method, parallel)
+    check_engine(engine, method, parallel)
     folder = run_folder(out, resume)
     arguments["precision"] = precision or (build.precision if isinstance(build, Pretrained) else "float32")
     chosen = _settings({field.name: arguments[field.name] for field in fields(Settings)}, method, data)
@@ -489,8 +467,17 @@ def fit(
     return drive(trainer, resume, progress)
 
 
-def _check_engine(engine: Engine, method: Language, parallel: str) -> None:
-    """Refuse an engine that the method or the processes cannot use."""
+def check_engine(engine: Engine, method: Language, parallel: str) -> None:
+    """Refuse an engine that the method or the processes cannot use.
+
+    Args:
+        engine: What writes completions.
+        method: The recipe.
+        parallel: How several processes train, as of `Settings`.
+
+    Raises:
+        DataError: Student and teacher are to write together by another engine, or FSDP has sharded the weights.
+    """
     if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
         raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
     if distributed.size() > 1 and parallel == "fsdp" and isinstance(engine, Vllm):

@@ -453,7 +453,8 @@ class Causal(LargeModel):
         probe = torch.arange(1, 4, device=next(self.parameters()).device)[None]
         with self.inference():  # dropout would differ between the two, and draw numbers that a resumed run draws again
             states = self.plain.get_decoder()(probe, use_cache=False).last_hidden_state
-            return torch.allclose(self.plain.get_output_embeddings()(states), self.plain(probe).logits, atol=1e-4)
+            found, expected = self.plain.get_output_embeddings()(states), self.plain(probe).logits
+            return torch.allclose(found.float(), expected.float(), atol=1e-4)  # accelerate makes float32 of the latter
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; weights that do not learn are not expected to be there."""
