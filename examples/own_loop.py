@@ -1,6 +1,6 @@
 """A training loop in plain PyTorch, in which a method takes the place of the loss; 40 % of the labels are drawn anew.
 
-python examples/own_loop.py --epochs 30
+python examples/own_loop.py --epochs 100
 """
 
 import argparse
@@ -39,5 +39,5 @@ def main(epochs: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=100)
     main(parser.parse_args().epochs)

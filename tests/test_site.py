@@ -38,7 +38,7 @@ SIZES = {
     "texts": "--steps 2 --rows 60",
     "wrong_labels": "--steps 20",
 }
-SECONDS = {"texts"}
+SECONDS = {"language_model", "texts"}
 #: examples with tests of their own
 ELSEWHERE = {"serve"}
 
