@@ -210,8 +210,8 @@ def test_the_readme_counts_the_recipes_that_there_are() -> None:
     from selfdistill.methods import recipes
 
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "more than seventy recipes for networks and twenty-three for language models" in text
-    assert (70 < len(recipes()) < 80, len(RECIPES)) == (True, 23)
+    assert "more than seventy recipes for networks and twenty-six for language models" in text
+    assert (70 < len(recipes()) < 80, len(RECIPES)) == (True, 26)
 
 
 def test_the_tree_of_the_package_is_as_the_design_shows_it() -> None:

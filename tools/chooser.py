@@ -100,8 +100,8 @@ def measured(benchmark: str, cards: Sequence[Mapping[str, Any]]) -> str:
     blocks = [setting_block(setting_text(benchmark, name), name, by_name) for name in SETTINGS]
     head = (
         "## What was measured\n\nFrom the [benchmark](benchmark.md): nothing is tuned, and all rows of a setting "
-        "spend as many sample passes. Accuracy\nand differences are in points, mean over the seeds ± half of the 95 % interval; "
-        "verdicts are corrected for the number of\nrecipes. "
+        "spend as many sample passes. Accuracy\nand differences are in points, mean over the seeds ± half of the 95 % "
+        "interval; verdicts are corrected for the number of\nrecipes. "
         f"Shown are the {MOST} most accurate recipes that beat the best baseline.\n"
     )
     return "\n".join([head, *blocks])

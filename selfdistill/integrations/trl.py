@@ -234,6 +234,10 @@ class SelfDistillTrainer(ObjectiveMixin, SFTTrainer):  # type: ignore[misc]  # T
 def _check(method: Language, engine: Engine, options: Mapping[str, Any]) -> None:
     """Refuse a recipe that TRL's loop cannot train."""
     check_method(method)
+    if method.wrap_model is not None:
+        raise RecipeError(
+            "peers are adapters that selfdistill trains itself; train them by selfdistill.language.trainer.fit"
+        )
     check_engine(engine, method, "ddp")
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise RecipeError("several processes train a recipe by `torchrun -m selfdistill run`, and TRL's trainer in one")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.step import Batch
 from ..models.causal_lm import completion_rows
+from ..terms.spans import SPANS
 from .completions import AGAINST, CONTEXT, Language, Writer, views
 from .contexts import Rollout
 
@@ -32,10 +33,15 @@ def completion_batch(writer: Writer, rollouts: Sequence[Rollout], device: torch.
     if rollouts and all(r.log_probs is not None for r in rollouts):
         log_probs = [torch.tensor(r.log_probs) for r in rollouts]
         extra["log_prob"] = nn.utils.rnn.pad_sequence(log_probs, batch_first=True)
+    extra |= {"span": seen["student_spans"]} if SPANS in seen else {}
     batch = Batch({"x": completion_rows(seen["x"], seen["examples"], **extra)})
     for name in (CONTEXT, AGAINST):
         if name in seen:
             batch[name] = completion_rows(seen[name][0])._replace(align=seen[name][1])
+    if SPANS in seen:
+        pairs, rows = seen[SPANS]
+        align = torch.tensor(rows, dtype=torch.int64)
+        batch[SPANS] = completion_rows(pairs, span=seen["teacher_spans"])._replace(align=align)
     if "other" in seen:
         batch["other"] = completion_rows(seen["other"], seen["examples"])
     return Batch({name: rows.to(device) for name, rows in batch.items()}), seen["unread"]

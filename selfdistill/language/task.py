@@ -25,7 +25,7 @@ from ..evaluation.label_errors import read_conflicts
 from ..evaluation.statistics import FEWEST
 from ..io.display import change
 from ..io.expressions import expression_name, nearest
-from ..io.run_record import CONTINUOUS, Request, read_lines
+from ..io.run_record import WRITERS, Request, read_lines
 from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO, is_auto
 from ..models.causal_folder import card_fields
@@ -43,7 +43,7 @@ from ..training.comparison import (
     require_splits,
 )
 from ..training.fit import Result, choose_device
-from ..training.task_type import Rows, TaskType, generation_name
+from ..training.task_type import FigureTable, Rows, TaskType, generation_name
 from . import evaluation, recipes
 from .completions import Language, OncePerGeneration
 from .completions import check as check_method
@@ -174,7 +174,7 @@ def _scored(evaluator: Evaluator, weights: Any, trained: Result | None) -> dict[
 def _teacher_cost(evaluator: Evaluator, trained: Result) -> float:
     """What another model's passes cost beyond the student's own, by its parameters; completions are the student's."""
     assert trained.objective is not None
-    for name, term in evaluator.ready.method.distils.items():
+    for name, term in evaluator.ready.method.terms.items():
         if isinstance(term.teacher, External):
             (other,) = trained.objective.state_of(name, term.teacher).module.student
             sizes = [sum(p.numel() for p in model.parameters()) for model in (other, evaluator.model)]
@@ -331,6 +331,7 @@ def holds_prompts(request: Request) -> bool:
 _PROMPT_OPTIONS = {
     "keep": "--keep",
     "checker": "--checker",
+    "eval_tasks": "--eval-tasks",
     "fields": "--columns",
     "student_template": "--student-template",
     "teacher_template": "--teacher-template",
@@ -359,6 +360,10 @@ VITALS = {
     "style": "share of that KL on tokens of style",
     "leakage": "answers that speak of what was not shown",
 }
+
+
+#: What a final model is compared on, in words that follow what it is compared with.
+_SPLITS = {"test": "", "kept": " on prior tasks", "tasks": " on tasks of lm-eval"}
 
 
 def _outcome(figures: Mapping[str, Any], against: str, nats: bool) -> str:
@@ -419,8 +424,8 @@ class LanguageTaskType(TaskType):
         for name, option in _PROMPT_OPTIONS.items():
             if not prompts and getattr(request, name):
                 raise DataError(f"{option} has a meaning for prompts alone; leave it out")
-        if not prompts and request.engine == CONTINUOUS:
-            raise DataError("--engine continuous has a meaning for prompts alone; leave it out")
+        if not prompts and request.engine in WRITERS:
+            raise DataError(f"--engine {request.engine} has a meaning for prompts alone; leave it out")
         return prompts
 
     def updates(self, record: Mapping[str, Any]) -> bool:
@@ -516,21 +521,44 @@ class LanguageTaskType(TaskType):
     def verdict(self, result: dict[str, Any]) -> str:
         """The gain of the final model over the model before training and the control, on prompts and prior tasks."""
         parts = []
-        for name, split in itertools.product(("before", "sft"), ("test", "kept")):  # run.json is sorted by name
+        for name, split in itertools.product(("before", "sft"), _SPLITS):  # run.json is sorted by name
             if figures := result["against"].get(name, {}).get(split):
                 nats = split == "test" and "nll" in result["test"]
                 against = "the model before" if name == "before" else f"{self.control} at equal steps"
-                parts.append(_outcome(figures, against + " on prior tasks" * (split == "kept"), nats))
+                parts.append(_outcome(figures, against + _SPLITS[split], nats))
         kept = (
             " No generation was accepted, so the final model is the model before training."
             if result["final_generation"] < 0
             else ""
         )
+        peer = f" It is {result['adapter']}, by validation." if "adapter" in result else ""
         trouble = f" {result['trouble']}." if result.get("trouble") else ""
         return (
             f"The final model {'; '.join(parts)} (over {result['data']['rows']['test']} test prompts)."
-            f"{kept}{trouble} One seed proves little; repeat with other --seed values, or use `selfdistill compare`."
+            f"{peer}{kept}{trouble} One seed proves little; repeat with other --seed values, or use "
+            "`selfdistill compare`."
         )
+
+    def tables(self, result: dict[str, Any]) -> Sequence[FigureTable]:
+        """The tasks of lm-eval one by one."""
+        found = result.get("eval_tasks")
+        if not found:
+            return []
+        rows = [
+            (
+                one["task"],
+                one["metric"],
+                str(one["rows"]),
+                f"{one['before']:.3f}",
+                f"{one['after']:.3f}",
+                change(one["gain"], "" if one["half"] is None else f" ± {one['half']:.2g}", ".3f"),
+                one["verdict"] or "-",
+            )
+            for one in found
+        ]
+        head = ("task", "metric", "documents", "before", "final model", "gain, 95 %", "verdict")
+        caption = "The mean of each task's first metric; gains are paired by document. Verdicts are not corrected."
+        return [FigureTable("Tasks of lm-eval", head, rows, caption)]
 
     def card_fields(self, result: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
         """With the base model."""
