@@ -48,6 +48,7 @@ from ...training.comparison import (
 )
 from ..folder import Folder, locked
 from ..processes import run_jobs
+from ..ray_jobs import Work, run_on_ray
 from ..task_types import TASK_TYPES
 from .verdicts import judge, label_curve
 
@@ -106,6 +107,11 @@ def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer, 
         shutil.rmtree(folder / "training", ignore_errors=True)
 
 
+def _known(folder: Path) -> list[None]:
+    """One entry for a cell that is trained, none for another."""
+    return [None] if (folder / "cell.json").exists() else []
+
+
 @contextmanager
 def named(job: Job) -> Iterator[None]:
     """An error says which training it came from."""
@@ -125,6 +131,7 @@ class Comparison:
         self.folder, self.request, self.settings, self.design = folder, request, settings, design
         self._folder = Folder(folder, "plan.json", "comparison")
         self._meter: Meter | None = None
+        self.on: str | None = None  # a cluster for the trainings; it changes no result
 
     @classmethod
     def create(cls, request: Request, settings: ComparisonSettings, out: str | Path | None = None) -> Comparison:
@@ -377,6 +384,16 @@ class Comparison:
         def call(job: Job) -> tuple[Callable[..., None], tuple[Any, ...]]:
             return _work, (job, self.request, self.place(job), count, self.design.run, trust.is_trusted())
 
+        if self.on is not None:
+            folder = self.folder.resolve()
+
+            def remote(job: Job) -> Work:
+                place = folder / "cells" / job.key
+                arguments = (job, self.request, place, count, self.design.run, trust.is_trusted())
+                return Work(job.key, _work, arguments, _known, (place,))
+
+            run_on_ray(left, remote, finished, choose, on=self.on, folder=folder, threads=count)
+            return
         run_jobs(left, call, finished, workers=self._workers(len(left), count), folder=self.folder, choose=choose)
 
     @staticmethod
@@ -470,6 +487,7 @@ def compare_labels(
     labels: Sequence[int],
     out: str | Path | None = None,
     tell: Tell = lambda line: None,
+    on: str | None = None,
 ) -> dict[str, Any]:
     """The same comparison at several numbers of labels, each in a folder of its own.
 
@@ -479,6 +497,7 @@ def compare_labels(
         labels: the numbers.
         out: the folder of them all; the same call there goes on with what was cut.
         tell: as of `compare`.
+        on: as of `compare`.
 
     Returns:
         What ``comparison.json`` holds: the labels that each row needs, as of `verdicts.label_curve`.
@@ -504,6 +523,7 @@ def compare_labels(
         part.design.load(part.request, settings)
 
     def execute(count: int) -> dict[str, Any]:
+        parts[count].on = on
         return parts[count].execute(lambda line: tell(f"{count} labels: {line}"))
 
     results = {count: execute(count) for count in counts}
@@ -531,6 +551,7 @@ def compare(
     out: str | Path | None = None,
     tell: Tell = lambda line: None,
     trust_code: bool = False,
+    on: str | None = None,
 ) -> dict[str, Any]:
     """Compare methods with controls and with each other at matched compute.
 
@@ -546,6 +567,7 @@ def compare(
         out: the comparison's folder; the same call there goes on with what was cut.
         tell: called with lines about what is done and what is left.
         trust_code: whether functions that folders and files name, such as a teacher's, may be run.
+        on: a cluster for the trainings: ``ray`` or ``ray:ADDRESS``; see `ray_jobs`.
 
     Returns:
         What ``comparison.json`` holds; all of it but ``times`` is the same when it is run again.
@@ -561,7 +583,9 @@ def compare(
     chosen = tuple(range(request.seed, request.seed + seeds))
     settings = ComparisonSettings(tuple(methods), chosen, matched, level, ablation)
     with trust.trust_code(trust_code):
-        return Comparison.create(request, settings, out).execute(tell)
+        comparison = Comparison.create(request, settings, out)
+        comparison.on = on
+        return comparison.execute(tell)
 
 
 def design_for(request: Request, methods: Sequence[str]) -> type[ComparisonDesign]:
