@@ -6,6 +6,7 @@ python examples/policies.py --steps 20000
 import argparse
 
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from selfdistill.control import SelfDistil, kickstart
@@ -19,7 +20,7 @@ def main(steps: int, episodes: int) -> None:
     for name, callback in (("alone", None), ("taught", SelfDistil(kickstart(teacher)))):
         student = PPO("MlpPolicy", "CartPole-v1", n_steps=rollout, policy_kwargs=SMALL, seed=1)
         student.learn(steps // 2, callback=callback)
-        mean, around = evaluate_policy(student, student.get_env(), n_eval_episodes=episodes)
+        mean, around = evaluate_policy(student, make_vec_env("CartPole-v1", seed=2), n_eval_episodes=episodes)
         print(f"{name:7} return {mean:5.0f} ± {around:.0f} over {episodes} episodes")
 
 
