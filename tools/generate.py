@@ -35,6 +35,8 @@ FACES += (
     ".language.trainer",
     ".testing",
     ".integrations.huggingface",
+    ".integrations.trl",
+    ".integrations.alarm_callback",
     ".integrations.lightning",
 )
 

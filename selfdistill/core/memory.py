@@ -394,6 +394,10 @@ class LargeModel(nn.Module):
         """Logits of its outputs, mostly lazy."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its logits are read")
 
+    def heads(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Projection | Tensor]:
+        """Its heads of logits, by their names, read from its outputs; mostly the main one alone."""
+        return {"logits": self.logits(outputs)}
+
     def frozen(self) -> nn.Module:
         """The weights that training began with."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it holds a frozen teacher")
@@ -406,8 +410,8 @@ class LargeModel(nn.Module):
         """Its weights as they are now, to `follow` it as a moving average."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it holds an average")
 
-    def external(self, source: str | None, module: nn.Module | None) -> nn.Module:
-        """Another model: the one that is given, or that of a name or folder."""
+    def external(self, source: str | None, module: nn.Module | None, same_tokens: bool = True) -> nn.Module:
+        """Another model: the one that is given, or that of a name or folder; with the same tokens or any."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it holds another model")
 
 

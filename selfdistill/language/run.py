@@ -38,6 +38,7 @@ from ..methods.prior import read_most
 from ..methods.registry import is_auto, read_method
 from ..models.causal_folder import check_save, rounded
 from ..models.causal_lm import Causal, Pretrained
+from ..models.causal_peers import AdapterPeers, CausalPeers
 from ..models.hub import ENCODERS, causal, is_adapter, locate, stored_dtype
 from ..models.store import model_folder
 from ..training import budget, threads
@@ -45,7 +46,7 @@ from ..training.fit import Result, choose_device
 from ..training.shortlist import WORDS, Trial, candidate_folder, copy_log, foreword, refuse_budget, try_each
 from ..training.task_type import Listeners, Predictor
 from . import evaluation
-from .completions import Language
+from .completions import Language, check
 from .contexts import template_notes
 from .prompt_check import check_answers, check_prompts, long_prompts, without
 from .recipes import RECIPES, sft
@@ -239,9 +240,7 @@ def prepare(request: Request) -> LanguageRun:
         student_template=request.student_template,
         teacher_template=request.teacher_template,
     )
-    check_save(_save(request), lora, request.load_in_4bit)
-    if _save(request) != "merged" and is_adapter(locate(model)):
-        raise DataError(f"{model} is an adapter, which can be no base of another one; give --save merged")
+    _check_parts(request, method, model, lora)
     reader = build.check()
     if request.skip_long:
         data = without(data, list(long_prompts(reader, method, data, most)))
@@ -261,6 +260,16 @@ def prepare(request: Request) -> LanguageRun:
         templates.append(f"--teacher-template changes nothing: nothing of {expression} is read with a context")
     note = "\n".join([*fields, *notices(data.name, data.describe()), *templates])
     return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
+
+
+def _check_parts(request: Request, method: Language, model: str, lora: int) -> None:
+    """Refuse parts that do not fit each other, and a rank that cannot be trained, or saved as the request asks."""
+    check(method)
+    if isinstance(method.wrap_model, AdapterPeers):
+        method.wrap_model.check(lora, request.checkpointing)
+    check_save(_save(request), lora, request.load_in_4bit)
+    if _save(request) != "merged" and is_adapter(locate(model)):
+        raise DataError(f"{model} is an adapter, which can be no base of another one; give --save merged")
 
 
 def _save(request: Request) -> str:
@@ -416,7 +425,7 @@ class Evaluator:
     def __init__(self, ready: LanguageRun, device: torch.device, hear: Callable[[str], None] | None = None) -> None:
         self.hear = hear if distributed.rank() == 0 else None
         self.ready, self.referee, self.right = ready, RewardCheckers(), evaluation.checked(ready.data)
-        self.model: Causal = ready.build().to(device).eval()
+        self.model: Causal = ready.method.student(ready.build)().to(device).eval()
         if not self.model.has_adapter:  # what is judged is what is saved
             rounded(self.model.lm, self.model.saved_dtype)
         self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
@@ -521,6 +530,8 @@ def _result(
         "against": {"before": _against(answers, before, evaluator.right)},
         "trouble": evaluator.referee.trouble(),
     }  # fmt: skip
+    if isinstance(model := evaluator.final_model(trained), CausalPeers):
+        result["adapter"] = model.candidates[int(model.chosen)]
     models = {"before": before, "test": answers}
     if control is not None:
         theirs = evaluator.asked(control.generations[-1].weights, "sft()")

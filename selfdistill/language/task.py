@@ -174,7 +174,7 @@ def _scored(evaluator: Evaluator, weights: Any, trained: Result | None) -> dict[
 def _teacher_cost(evaluator: Evaluator, trained: Result) -> float:
     """What another model's passes cost beyond the student's own, by its parameters; completions are the student's."""
     assert trained.objective is not None
-    for name, term in evaluator.ready.method.distils.items():
+    for name, term in evaluator.ready.method.terms.items():
         if isinstance(term.teacher, External):
             (other,) = trained.objective.state_of(name, term.teacher).module.student
             sizes = [sum(p.numel() for p in model.parameters()) for model in (other, evaluator.model)]
@@ -526,10 +526,12 @@ class LanguageTaskType(TaskType):
             if result["final_generation"] < 0
             else ""
         )
+        peer = f" It is {result['adapter']}, by validation." if "adapter" in result else ""
         trouble = f" {result['trouble']}." if result.get("trouble") else ""
         return (
             f"The final model {'; '.join(parts)} (over {result['data']['rows']['test']} test prompts)."
-            f"{kept}{trouble} One seed proves little; repeat with other --seed values, or use `selfdistill compare`."
+            f"{peer}{kept}{trouble} One seed proves little; repeat with other --seed values, or use "
+            "`selfdistill compare`."
         )
 
     def card_fields(self, result: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:

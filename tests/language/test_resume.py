@@ -15,7 +15,7 @@ from torch import Tensor
 from selfdistill.io import checkpoint
 from selfdistill.language import trainer
 from selfdistill.language.completions import Language
-from selfdistill.language.recipes import minillm, opsd, rest, rft, sdft, sdpo, spin, ssd, star
+from selfdistill.language.recipes import minillm, mutual_adapters, opsd, rest, rft, sdft, sdpo, spin, ssd, star
 from selfdistill.language.sampling import Sampling, by_transformers
 from selfdistill.language.trainer import fit
 from selfdistill.models.causal_lm import Causal
@@ -86,11 +86,13 @@ METHODS: dict[str, Language] = {
     "opsd": opsd(max_tokens=5),
     "spin": spin(generations=2, max_tokens=5),
     "minillm": minillm(max_tokens=5),
+    "mutual_adapters": mutual_adapters(),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "lora"), [("sdft", 0), ("sdft", 4), ("sdpo", 4), ("opsd", 0), ("spin", 4), ("minillm", 4)]
+    ("name", "lora"),
+    [("sdft", 0), ("sdft", 4), ("sdpo", 4), ("opsd", 0), ("spin", 4), ("minillm", 4), ("mutual_adapters", 4)],
 )
 def test_cut_between_steps(name: str, lora: int, tmp_path: Path) -> None:
     method = METHODS[name]
