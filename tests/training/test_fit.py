@@ -37,5 +37,5 @@ def test_rates_fall_from_the_last_layer_to_the_first() -> None:
     assert {name: rates[id(named[name])] for name in expected} == pytest.approx(expected)
     assert id(named["0.weight"]) not in rates
     assert len(Settings(lr=0.1).make_optimizer(model).param_groups) == 1
-    with pytest.raises(DataError, match="layer_decay"):
+    with pytest.raises(DataError, match="layer decay is above 0"):
         Settings(layer_decay=0.0)
