@@ -134,8 +134,8 @@ THEMES = {
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
     "Language models": (
-        "fields keep checker student_template teacher_template skip_long group_lengths lora dtype load_in_4bit save "
-        "max_tokens checkpointing alarms"
+        "fields keep eval_tasks checker student_template teacher_template skip_long group_lengths lora dtype "
+        "load_in_4bit save max_tokens checkpointing alarms"
     ),
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "as_json quiet raw_csv trust_code help",
@@ -315,6 +315,14 @@ DATA_OPTIONS = [
         metavar="SUITE",
         help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
     ),
+    click.option(
+        "--eval-tasks",
+        multiple=True,
+        metavar="YAML",
+        callback=lambda context, option, values: "|".join(values) or None,
+        help="Prompts: also evaluate on a task of lm-eval (EleutherAI's harness), given by its YAML file; needs "
+        "--trust-code, as its templates and functions are code. May be repeated.",
+    ),
     fields_option,
     *TEMPLATE_OPTIONS,
     click.option(
@@ -403,9 +411,10 @@ CONTROL_OPTIONS = [
     click.option("--teacher", metavar="ZIP|RUN", help="Environments: a trained policy, which teaches."),
     click.option(
         "--engine",
-        type=click.Choice(["ppo", "a2c", "continuous"]),
+        type=click.Choice(["ppo", "a2c", "continuous", "vllm"]),
         help="Environments: the algorithm of stable-baselines3 [default: ppo]. Prompts: continuous refills the batch "
-        "that writes [default: generate of transformers].",
+        "that writes; vllm writes by vLLM on the GPU that trains (never run with a real engine) [default: generate of "
+        "transformers].",
     ),
     click.option(
         "--episodes",

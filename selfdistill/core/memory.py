@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -381,6 +382,14 @@ class WeightView(nn.Module):
     def follow(self, student: nn.Module, share: float) -> None:
         """Move by this share of the distance to the student's weights."""
         raise RecipeError(f"{type(self).__name__} holds weights that do not follow the student")
+
+    def shard(self) -> None:
+        """Keep of each weight the part that this process keeps of the student's; all processes must call it."""
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Its weights in one piece on every process, for as long as it lasts; all processes must enter."""
+        yield
 
 
 class LargeModel(nn.Module):

@@ -469,7 +469,7 @@ class NetworkDesign(ComparisonDesign):
     def trainings(self, job: Job) -> int:
         return {"decay": len(DECAYS), "distil": 2}.get(job.kind, 1)
 
-    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+    def planned(self, costs: Mapping[str, float], fixed: Mapping[str, float] | None = None) -> tuple[float, list[Job]]:
         return planned(self.settings, total_steps(self.ready), costs, self.ready.data.task == "classify")
 
 

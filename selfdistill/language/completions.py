@@ -295,7 +295,7 @@ class Writer:
         model: who writes; set it before anything is written.
         objective: holds the states of the method's teachers.
         autocast: the context of its passes.
-        drawn: completions written so far by `roll`, and ``passes``, what they took.
+        drawn: completions written so far by `roll`, ``written`` their tokens, and ``passes``, what they took.
         alike: whether all processes write the same, rather than each its own.
     """
 
@@ -315,7 +315,7 @@ class Writer:
     ) -> None:
         self.method, self.data, self.seed, self.engine, self.hear = method, data, seed, engine, hear
         self.greedy, self.referee = Sampling(0.0, max_tokens=max_tokens), RewardCheckers()
-        self.drawn, self.passes, self.alike = 0, Passes(), False
+        self.drawn, self.written, self.passes, self.alike = 0, 0, Passes(), False
 
     @property
     def tokenizer(self) -> Any:
@@ -402,6 +402,7 @@ class Writer:
         engine = self.waiting("completions are written", len(prompts))
         with self.autocast():
             rollouts = roll(self.model, prompts, sampling, address, engine, by)
+        self.written += sum(len(r.ids) for r in rollouts)
         if context is not None and not isinstance(context, NoContext):
             # drawn from another distribution on purpose: nothing of it is to be corrected by importance weights
             rollouts = [replace(r, prompt=tuple(self.prompt(r.example)), log_probs=None) for r in rollouts]

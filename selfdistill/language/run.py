@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
 from ..io.expressions import Range, expression_name, one_line
 from ..io.files import FORMAT, check_format
-from ..io.run_record import Request, read_record
+from ..io.run_record import VLLM, Request, read_record
 from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..methods.prior import read_most
@@ -48,10 +48,21 @@ from ..training.task_type import Listeners, Predictor
 from . import evaluation
 from .completions import Language, check
 from .contexts import template_notes
+from .eval_harness import HarnessTasks, TaskScores
 from .prompt_check import check_answers, check_prompts, long_prompts, without
 from .recipes import RECIPES, sft
-from .sampling import ContinuousBatching, Engine, RewardCheckers, Sampling, WritingProgress, by_transformers, export
+from .sampling import (
+    ContinuousBatching,
+    Engine,
+    RewardCheckers,
+    Sampling,
+    Vllm,
+    WritingProgress,
+    by_transformers,
+    export,
+)
 from .trainer import fit
+from .vllm_engine import check_vllm
 
 CARD = "selfdistill.json"  # in a model folder: what plain transformers does not know of it
 
@@ -108,6 +119,7 @@ class LanguageRun:
     suite: Prompts | None
     max_tokens: int
     note: str = ""
+    tasks: HarnessTasks | None = None
 
     def threads(self) -> int:
         """The threads that torch has."""
@@ -145,6 +157,8 @@ class LanguageRun:
     @property
     def engine(self) -> Engine:
         """What writes completions."""
+        if self.request.engine == VLLM:
+            return _vllm()
         return by_transformers if self.request.engine is None else ContinuousBatching()
 
 
@@ -204,11 +218,11 @@ def shortlisted(request: Request) -> AutoLanguageRun:
     )
 
 
-def prepare(request: Request) -> LanguageRun:
-    """Load the prompts and fill in what the request leaves open.
+def _refuse_options(request: Request) -> None:
+    """Refuse options that only networks have, and an engine that is not there.
 
     Raises:
-        DataError: the prompts, the suite or the model; or an option that only networks have.
+        DataError: There is one.
     """
     if request.decisions is not None:
         raise DataError(f"--labels {request.decisions} is a file of labels, and prompts have none; give a number")
@@ -217,6 +231,17 @@ def prepare(request: Request) -> LanguageRun:
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
         raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
+    if request.engine == VLLM:
+        check_vllm(request.device, request.load_in_4bit)
+
+
+def prepare(request: Request) -> LanguageRun:
+    """Load the prompts and fill in what the request leaves open.
+
+    Raises:
+        DataError: the prompts, the suite or the model; or an option that only networks have.
+    """
+    _refuse_options(request)
     if is_auto(request.method):
         return shortlisted(request)
     data = _load(request)
@@ -255,11 +280,18 @@ def prepare(request: Request) -> LanguageRun:
     settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
     settings.setdefault("clip", advice.get("clip", 1.0))
     fields = _field_notes(request, data, expression, method)
-    templates = template_notes(reader.tokenizer)
+    templates = template_notes(reader.tokenizer, reader.ends)
     if reader.teacher_template and not (method.distils or method.source.contexts):
         templates.append(f"--teacher-template changes nothing: nothing of {expression} is read with a context")
     note = "\n".join([*fields, *notices(data.name, data.describe()), *templates])
-    return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
+    tasks = HarnessTasks(request.eval_tasks.split("|")) if request.eval_tasks else None
+    return LanguageRun(request, data, method, expression, build, settings, suite, most, note, tasks)
+
+
+@cache
+def _vllm() -> Vllm:
+    """The one engine of the process, whose memory all trainings share."""
+    return Vllm()
 
 
 def _check_parts(request: Request, method: Language, model: str, lora: int) -> None:
@@ -452,11 +484,21 @@ class Evaluator:
         }
         if suite is not None:
             scores["suite"] = evaluation.losses(model, suite, suite.test.tolist(), sampling, self.referee, wait)
+        if self.ready.tasks is not None:
+            scores["tasks"] = self.ready.tasks.scores(model)
         return scores
 
     def figures(self, asked: dict[str, Any]) -> dict[str, float]:
-        """Accuracy (or NLL), accuracy on the suite, and length."""
-        return {**evaluation.figures(asked, self.right), "length": asked["length"]}
+        """Accuracy (or NLL), accuracy on the suite, score on the documents of the harness's tasks, and length."""
+        documents = _documents(asked)
+        tasks = {"tasks": math.fsum(documents) / len(documents)} if documents else {}
+        return {**evaluation.figures(asked, self.right), **tasks, "length": asked["length"]}
+
+
+def _documents(asked: dict[str, Any]) -> list[float]:
+    """The scores on the documents of all tasks of the harness."""
+    tasks: list[TaskScores] = asked.get("tasks", [])
+    return [score for task in tasks for score in task.scores]
 
 
 def spread(gains: Sequence[float], bounded: bool = True) -> tuple[float, float | None]:
@@ -533,6 +575,7 @@ def _result(
     if isinstance(model := evaluator.final_model(trained), CausalPeers):
         result["adapter"] = model.candidates[int(model.chosen)]
     models = {"before": before, "test": answers}
+    result |= _by_task(before, answers)
     if control is not None:
         theirs = evaluator.asked(control.generations[-1].weights, "sft()")
         result["plain"] = {
@@ -559,7 +602,37 @@ def _without_copies(models: dict[str, dict[str, Any]], data: Prompts, evaluator:
 
 def _against(ours: dict[str, Any], theirs: dict[str, Any], bounded: bool) -> dict[str, Any]:
     comparisons = {"test": paired(ours["losses"], theirs["losses"], bounded)}
-    return comparisons | ({"kept": paired(ours["suite"], theirs["suite"])} if "suite" in ours else {})
+    if "suite" in ours:
+        comparisons["kept"] = paired(ours["suite"], theirs["suite"])
+    if documents := _documents(ours):
+        comparisons["tasks"] = _task_gain(documents, documents if ours is theirs else _documents(theirs))
+    return comparisons
+
+
+def _task_gain(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """As of `paired`, of scores: more is better, and some metrics do not lie between 0 and 1."""
+    losses = [-score for score in ours]
+    others = losses if ours is theirs else [-score for score in theirs]
+    return paired(losses, others, all(0.0 <= score <= 1.0 for score in (*ours, *theirs)))
+
+
+def _by_task(before: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """What the model before and the final one score on each task of the harness; empty where there is none."""
+    pairs: list[tuple[TaskScores, TaskScores]] = list(
+        zip(before.get("tasks", []), answers.get("tasks", []), strict=True)
+    )
+    rows = [
+        {
+            "task": new.task,
+            "metric": new.metric,
+            "rows": len(new.scores),
+            "before": old.mean,
+            "after": new.mean,
+            **_task_gain(new.scores, new.scores if before is answers else old.scores),
+        }
+        for old, new in pairs
+    ]
+    return {"eval_tasks": rows} if rows else {}
 
 
 class Completions(NamedTuple):

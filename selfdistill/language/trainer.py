@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from .contexts import Rollout, completed, rendered, turn_end
 from .prompt_check import check_prompts
 from .sampling import CompletionFile, Engine, Vllm, by_transformers
 from .step_log import StepLog
+from .vllm_engine import ALONE
 
 PART = 32  # prompts whose completions are written between two saves
 
@@ -146,13 +147,15 @@ class LanguageTask(Task):
 
     def wrap(self, state: RunState) -> Any:
         """As the engine's. Every weight that learns is used at every step; the output matrix outside the wrapper's
-        forward pass, which hooks on gradients do not mind. What teachers hold is not sharded.
+        forward pass, which hooks on gradients do not mind. What teachers hold is sharded as the student is.
         """
         if distributed.size() == 1:
             return super().wrap(state)
         if state.settings.parallel != "fsdp":
             return distributed.replicated(state.model)
         distributed.shard_layers(state.model)
+        for view in state.objective.weight_views():
+            view.shard()
         with distributed.whole(state.model):  # FSDP takes the first module that is called for the outermost one
             self.writer.model.hidden_states(packed([([0], [0])]).to(state.device))
         return state.model
@@ -200,13 +203,18 @@ class LanguageTask(Task):
             state.report(f"generation {generation} writes: part {part + 1} of {len(parts)}")
             return self.method.source.rollouts(writer, parts[part], clock)
 
-        drawn = writer.drawn
+        drawn, written = writer.drawn, writer.written
+
+        def count() -> tuple[int, int]:
+            return writer.drawn, writer.written
+
         try:
-            rollouts = file.made(len(parts), make, lambda: writer.drawn) if distributed.rank() == 0 else []
+            rollouts = file.made(len(parts), make, count) if distributed.rank() == 0 else []
             distributed.most(0, state.device)  # the others wait until all is there to read
             if distributed.rank():
                 return file.made(len(parts), make)
-            writer.drawn = drawn + file.drawn  # those that an earlier process has written count too
+            # those that an earlier process has written count too
+            writer.drawn, writer.written = drawn + file.drawn, written + file.written
             state.passes += Passes(teacher=file.drawn)
             return rollouts
         finally:
@@ -244,11 +252,16 @@ class LanguageTask(Task):
         """The completions of this process in a step."""
         if self.method.source.once:
             return [self.rollouts[i] for i in rows.tolist()]
-        model = state.model
-        with distributed.whole(model) if self.method.sampling else contextlib.nullcontext():
+        with self.whole(state) if self.method.sampling else contextlib.nullcontext():
             rollouts = self.method.source.rollouts(self.writer, self.data.labelled[rows].tolist(), state.clock)
         state.passes, self.writer.passes = state.passes + self.writer.passes, Passes()
         return rollouts
+
+    @contextlib.contextmanager
+    def whole(self, state: RunState) -> Iterator[None]:
+        """Student and teachers in one piece on every process, each of which asks them as often as its own rows need."""
+        with distributed.whole(state.model), state.objective.whole():
+            yield
 
     def _parts(self, state: RunState, rollouts: Sequence[Rollout], examples: int) -> int:
         """In how many micro-batches a step goes through: the same number everywhere."""
@@ -307,10 +320,12 @@ class LanguageTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         evaluation = self._evaluation.to_dict() if self._evaluation else None
-        return {"drawn": self.writer.drawn, "evaluation": evaluation, "first": asdict(self.first)}
+        counts = {"drawn": self.writer.drawn, "written": self.writer.written, "read": self.step_log.read}
+        return {**counts, "evaluation": evaluation, "first": asdict(self.first)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.writer.drawn = saved["drawn"]
+        self.writer.drawn, self.writer.written = saved["drawn"], saved.get("written", 0)
+        self.step_log.read = saved.get("read", 0)
         self._evaluation = Evaluation.from_dict(saved["evaluation"]) if saved["evaluation"] else None
         self.first = Reading(**saved.get("first", {}))
 
@@ -357,8 +372,8 @@ class LanguageChecks(Callback):
 
 
 class LanguageVitals(Callback):
-    """Logs the completions drawn so far, and at the end of a generation the vitals of language, which cost two rounds
-    of answers.
+    """Logs the completions drawn so far, their tokens and those read in training, and at the end of a generation the
+    vitals of language, which cost two rounds of answers.
     """
 
     def __init__(self, task: LanguageTask) -> None:
@@ -366,15 +381,15 @@ class LanguageVitals(Callback):
 
     def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         writer = self.task.writer
-        entry["drawn"] = drawn = writer.drawn
+        entry["drawn"], entry["written"], entry["read"] = counts = writer.drawn, writer.written, self.task.step_log.read
         if self.task.candidates:
             entry["candidates"] = self.task.candidates
         if not state.settings.vitals or state.clock.step < state.clock.length:
             return
-        with distributed.whole(state.model):
+        with self.task.whole(state):
             entry["language"] = evaluation.measure(writer)
-        state.passes += Passes(evaluation=writer.drawn - drawn)
-        writer.drawn, writer.passes = drawn, Passes()  # nothing is learnt from looks
+        state.passes += Passes(evaluation=writer.drawn - counts[0])
+        writer.drawn, writer.written, writer.passes = *counts[:2], Passes()  # nothing is learnt from looks
         if self.task.response:
             self._look(state, entry)
 
@@ -466,7 +481,7 @@ def fit(
         The model of the best audited generation, and what all of them took.
 
     Raises:
-        DataError: prompts lack what the method needs, or do not fit the model's context; vLLM under FSDP.
+        DataError: prompts lack what the method needs, or do not fit the model's context; vLLM in several processes.
         VitalsError: a context is broken, so that student and teacher would not read the same completion.
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
@@ -496,14 +511,15 @@ def check_engine(engine: Engine, method: Language, parallel: str) -> None:
         parallel: How several processes train, as of `Settings`.
 
     Raises:
-        DataError: Student and teacher are to write together by another engine, or FSDP has sharded the weights.
+        DataError: Student and teacher are to write together by another engine, FSDP would shard peers, or vLLM
+            is to write for several processes.
     """
     if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
         raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
     if distributed.size() > 1 and parallel == "fsdp" and method.wrap_model is not None:
         raise DataError("FSDP does not shard several adapters of a model; leave --parallel away")
-    if distributed.size() > 1 and parallel == "fsdp" and isinstance(engine, Vllm):
-        raise DataError("vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM away")
+    if distributed.size() > 1 and isinstance(engine, Vllm):
+        raise DataError(ALONE)
 
 
 def _settings(given: Mapping[str, Any], method: Language, data: Prompts) -> Settings:

@@ -29,7 +29,7 @@ from ..core.memory import LargeModel, WeightView
 from ..core.step import Rows
 from ..errors import DataError, RecipeError
 from .chat_options import own_template, set_options, with_options
-from .hub import causal, check_4bit, description, parameter_count, stored_dtype
+from .hub import answer_ends, causal, check_4bit, description, parameter_count, stored_dtype
 from .token_spans import SharedTokens, TokenPairing
 
 PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
@@ -134,7 +134,8 @@ class Swapped(ModelView):
     """Weights by their names in the student, put in the place of its own for one look.
 
     Those of an adapter are one more adapter of the student's model, to which PEFT switches: they cost what an adapter
-    costs. Others are buffers. Both are part of its state.
+    costs. Others are buffers. Both are part of its state. Under FSDP2 each process keeps its part of both: the factors
+    are sharded with the layers that they are in, the buffers by `shard`.
 
     Attributes:
         adapter: the name of the adapter that it holds; None where the student has none.
@@ -149,6 +150,29 @@ class Swapped(ModelView):
         self.names = [name for name in given if name not in factors]
         for i, name in enumerate(self.names):
             self.register_buffer(str(i), given[name])
+        self._whole: dict[str, Tensor] | None = None  # of the buffers, while they are in one piece
+
+    def shard(self) -> None:
+        distributed.reshard(self.student[0])
+        own = dict(self.student[0].named_parameters())
+        for i, name in enumerate(self.names):
+            self.register_buffer(str(i), distributed.shard_like(self.get_buffer(str(i)), own[name]))
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        if self._whole is not None or not self.sharded:
+            yield
+            return
+        self._whole = {name: distributed.gathered(self.get_buffer(str(i))) for i, name in enumerate(self.names)}
+        try:
+            yield
+        finally:
+            self._whole = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds a part of each weight."""
+        return any(map(distributed.is_shard, self.buffers()))
 
     def weights(self) -> dict[str, Tensor]:
         """The weights by their names in the student; of an adapter the tensors that are switched to."""
@@ -158,7 +182,9 @@ class Swapped(ModelView):
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
-        model, weights = self.student[0], self.weights()
+        model, weights = self.student[0], self.weights() if self._whole is None else self._whole
+        if self._whole is None and self.sharded:
+            raise RuntimeError("weights that are sharded answer within `whole` alone, which all processes must enter")
         with model.with_adapter(self.adapter) if self.adapter else contextlib.nullcontext():
             yield model, {name: weights[name] for name in self.names} or None
 
@@ -213,11 +239,11 @@ class Averaged(Swapped):
             self._follow_adapter(student, share)
         if not self.names:
             return
-        weights = self.weights()
-        with distributed.whole(student):
-            own = self.student[0].learning()
-            for name in self.names:
-                weights[name].lerp_(own[name].detach().to(weights[name].dtype), share)
+        distributed.reshard(student)
+        own = self.student[0].learning()
+        for i, name in enumerate(self.names):
+            average, now = (distributed.local(w) for w in (self.get_buffer(str(i)), own[name].detach()))
+            average.lerp_(now.to(average.dtype), share)
 
     def _follow_adapter(self, student: nn.Module, share: float) -> None:
         """In the parts that each process holds, all of which compute the same."""
@@ -541,12 +567,14 @@ class PromptLengthError(DataError):
 
 @dataclass(frozen=True)
 class Reader:
-    """What a model reads by: its tokenizer, how many tokens it reads at most (None: it knows no end), and the chat
-    template of what is read with a context, where it is not the tokenizer's own."""
+    """What a model reads by: its tokenizer, how many tokens it reads at most (None: it knows no end), the chat template
+    of what is read with a context, where it is not the tokenizer's own, and the tokens that end an answer by its
+    generation config, where that was read."""
 
     tokenizer: Any
     context_length: int | None
     teacher_template: str | None = None
+    ends: tuple[int, ...] = ()
 
     def fits(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens fits the model's context."""
@@ -642,7 +670,8 @@ class Pretrained:
                 f"{each * parameters / 2**30:.0f} GiB to be trained, and this machine has {memory / 2**30:.0f} GiB; "
                 f"{remedy}"
             )
-        return Reader(tokenizer, getattr(config, "max_position_embeddings", None), self.templates(tokenizer))
+        length = getattr(config, "max_position_embeddings", None)
+        return Reader(tokenizer, length, self.templates(tokenizer), answer_ends(self.name))
 
     def templates(self, tokenizer: Any) -> str | None:
         """Put the student's options into the chat template of a tokenizer.

@@ -298,6 +298,25 @@ def _config(name: str) -> Any:
         )
 
 
+def answer_ends(name: str) -> tuple[int, ...]:
+    """The tokens that end an answer by a model's generation config, of an adapter by that of its base; none without
+    one.
+
+    Args:
+        name: As `locate` reads it.
+    """
+    place = unpacked(locate(name), None)
+    if isinstance(place, Path) and is_adapter(place):
+        return answer_ends(base_of(place))
+    with quiet() as library:
+        try:
+            config = library.GenerationConfig.from_pretrained(place, local_files_only=isinstance(place, Path))
+        except OSError:  # no such file: transformers would take the ends of the model's config
+            config = library.GenerationConfig.from_model_config(_config(name))
+    found = config.eos_token_id
+    return () if found is None else tuple(found) if isinstance(found, list) else (found,)
+
+
 def stored_dtype(name: str) -> torch.dtype:
     """The dtype of a model's weights: that of its configuration, else of the first weights of a file; no weights are
     loaded.

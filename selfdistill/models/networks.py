@@ -246,7 +246,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)  # (rows, patches, width)
-        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], dim=1) + self.places
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], dim=1) + self.places
         logits: Tensor = self.classifier(self.norm(self.blocks(tokens))[:, 0])
         return logits
 
