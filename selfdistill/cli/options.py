@@ -130,7 +130,7 @@ THEMES = {
     ),
     "Training": (
         "epochs batch_size lr weight_decay optimizer schedule clip accumulate precision compile device "
-        "parallel save_seconds save_steps cache memory_dtype memory_top vitals"
+        "parallel save_seconds save_steps cache memory_dtype memory_top layer_decay vitals"
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
     "Language models": (
@@ -616,6 +616,11 @@ TRAINING_OPTIONS = [
         type=click.IntRange(min=1),
         help="Remember the N largest probabilities of each prediction; the others share the rest [default: all].",
     ),
+    click.option(
+        "--layer-decay",
+        type=Finite(min=0, max=1, min_open=True),
+        help="Factor of the learning rate for each layer further from the output [default: 1; 0.75 with --tune full].",
+    ),
     click.option("--save-seconds", type=Finite(min=0), help="Seconds between checkpoints [default: 30]."),
     click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
 ]
@@ -666,6 +671,7 @@ TRAINING = (
     "cache",
     "memory_dtype",
     "memory_top",
+    "layer_decay",
     "save_seconds",
     "save_steps",
 )

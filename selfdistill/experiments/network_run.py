@@ -355,12 +355,13 @@ class NetworkRun:
             tell=listeners.tell,
             **ready.settings,
         )
+        trained, interpolation = ready._interpolated(trained, listeners)
         control = ready._train_control(folder / "control", trained.steps, listeners) if beside else None
         for training in filter(None, (trained, control)):
             training.model.cpu()
         preferred = folds.plain if folds else control is not None and _better(control, trained)
         preferred = preferred and not untaught(ready.method)  # features were asked for, whoever classifies better
-        result = ready._result(folder, trained, control, preferred)
+        result = {**ready._result(folder, trained, control, preferred), **interpolation}
         if folds:
             result["folds"] = folds.to_json()
         final = control if control and preferred else trained
@@ -371,6 +372,20 @@ class NetworkRun:
                 result["label_errors"] = ready.report_label_errors(folder, trained, control, preferred, listeners)
             ready._save_final_model(folder / "model", final, result)
         return result
+
+    def _interpolated(self, trained: Result, listeners: Listeners) -> tuple[Result, dict[str, Any]]:
+        """The training between its start and its end, of a pretrained model of which all weights learnt."""
+        if not isinstance(self.build, tuning.FullBuild):
+            return trained, {}
+        trained.model.cpu()
+        found = tuning.interpolate(self.build, trained, self.data)
+        if found is None:
+            return trained, {}
+        listeners.tell(
+            f"the final model lies at {found[1]['coefficient']:g} of the way from the head-first start to the end of "
+            "training, by validation rows"
+        )
+        return found[0], {"interpolation": found[1]}
 
     def report_label_errors(
         self, folder: Path, trained: Result, control: Result | None, preferred: bool, listeners: Listeners
@@ -955,13 +970,17 @@ def planned(request: Request, data: Data) -> NetworkRun:
     )
     if request.init:
         build = warm_start.warm_started(build, request.init)
-    if tuning.depth_of(request, build) == tuning.HEAD:
-        data, build = tuning.frozen(data, build, tried_methods(method, data.task, chooses), request.device)
     usual = text.SETTINGS if reader else {}
+    depth = tuning.depth_of(request, build)
+    if depth == tuning.FULL:
+        build, usual = tuning.full(data, build, request), tuning.FULL_SETTINGS
+    elif depth == tuning.HEAD:
+        data, build = tuning.frozen(data, build, tried_methods(method, data.task, chooses), request.device)
+        usual = tuning.head_settings(len(data.labelled))
     settings = {**usual, **dict(request.training), "seed": request.seed, "steps": request.steps}
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)
-    if quick and not (request.steps or request.epochs):
-        settings["steps"] = QUICK_STEPS
+    if (quick or depth == tuning.FULL) and not (request.steps or request.epochs):
+        settings["steps"] = QUICK_STEPS if quick else tuning.FULL_STEPS
     settings["epochs"] = request.epochs or usual_epochs(data, method, settings["batch_size"])
     ready = NetworkRun(request, data, method, expression, build, settings)
     return shortlisted(ready) if chooses and not request.tasks else ready

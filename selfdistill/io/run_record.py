@@ -180,6 +180,7 @@ _RESULT = {
         "passes": float,
         "trials": [{"expression": str, "loss": float, "folds": int, "pruned": bool, "trouble": str}],
     },
+    "interpolation?": {"coefficient": float, "validated": {str: _FIGURES}},
     "exploration?": {"unit": str, "trying": float, "winner": float},
     "cross_fit?": {"folds": int, "rows": int, "metric": str, "low": float, "high": float, "about": str},
     "refit?": {"rows": int, "about": str},

@@ -241,6 +241,14 @@ class ImageEncoder(nn.Module):
             self.register_buffer("center", torch.zeros(width))
             self.register_buffer("basis", torch.zeros(width, components))
 
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """Into training mode, but for batch norm, which keeps the statistics of the pretrained body."""
+        super().train(mode)
+        for module in self.body.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
     def features(self, x: Tensor) -> Tensor:
         """The features of the body, (rows, width)."""
         if not torch.is_grad_enabled() and len(x) > CHUNK:

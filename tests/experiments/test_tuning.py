@@ -12,14 +12,17 @@ import torch
 from PIL import Image
 
 from selfdistill.errors import DataError, RecipeError
-from selfdistill.evaluation.predict import task_outputs
+from selfdistill.evaluation.predict import predict_rows, task_outputs
 from selfdistill.experiments.network_predictor import NetworkPredictor
 from selfdistill.experiments.network_run import AutoRun, committee, prepare
 from selfdistill.experiments.run import Run
-from selfdistill.experiments.tuning import view_names
+from selfdistill.experiments.tuning import STEPS_FIRST, frozen, head_settings, view_names
 from selfdistill.io.run_record import Request
+from selfdistill.methods.registry import read_method
 from selfdistill.models import store
 from selfdistill.models.image_encoder import ImageEncoder
+from selfdistill.models.registry import parse
+from selfdistill.training.fit import fit
 from tests import tiny
 
 
@@ -103,3 +106,47 @@ def test_a_depth_of_another_model_and_images_that_are_none_are_refused(place: Pa
     (tmp_path / "table.csv").write_text("a,b\n" + "".join(f"{i},{'xy'[i % 2]}\n" for i in range(60)))
     with pytest.raises((DataError, RecipeError), match="image"):
         prepare(Request(data=str(tmp_path / "table.csv"), target="b", model=str(place / "vit"), method="plain()"))
+
+
+# ---- all weights ---------------------------------------------------------------------------------------------------
+
+
+def test_all_weights_begin_with_the_head_that_plain_training_fits_on_the_features(place: Path) -> None:
+    ready = prepare(request(place, "plain()", tune="full"))
+    assert ready.settings["layer_decay"] == 0.75
+    model, again = ready.build().eval(), ready.build().eval()
+    assert isinstance(model, ImageEncoder)
+    rows = ready.data.labelled
+    start = predict_rows(model, ready.data, rows)
+    assert (start.argmax(1) == ready.data.y[rows]).float().mean() > 0.8  # a new head knows nothing
+    assert torch.equal(start, predict_rows(again, ready.data, rows))
+    data, head = frozen(ready.data, parse(str(place / "vit"), ready.data.shape, 2), [])
+    settings = {**head_settings(len(rows)), "steps": STEPS_FIRST, "audit": "off", "batch_size": 16}
+    alone = fit(head, replace(data, augment="none"), read_method("plain()"), seed=0, vitals=False, **settings).model
+    assert torch.allclose(predict_rows(alone, data, rows), start, atol=1e-4)
+
+
+def test_a_run_of_all_weights_is_interpolated_with_its_start(place: Path, tmp_path: Path) -> None:
+    run = Run.create(request(place, "plain()", tune="full", steps=3, training=(("lr", 0.3),)), tmp_path / "run")
+    result = run.execute()
+    figures = result["interpolation"]
+    accuracies = [one["accuracy"] for one in figures["validated"].values()]
+    assert len(accuracies) == 11
+    assert figures["validated"][f"{figures['coefficient']:g}"]["accuracy"] == max(accuracies)
+    ready = prepare(run.request)
+    final = store.load(tmp_path / "run/model")
+    found = predict_rows(final, ready.data, ready.data.audit).argmax(1) == ready.data.y[ready.data.audit]
+    assert found.float().mean().item() == pytest.approx(max(accuracies))
+    if figures["coefficient"] == 0:
+        start = ready.build().state_dict()
+        assert all(torch.equal(tensor, start[name]) for name, tensor in final.state_dict().items())
+
+
+def test_batch_norm_keeps_the_statistics_of_pretraining(tmp_path: Path) -> None:
+    model = parse("efficientnet-lite0", (3, 32, 32), 2)()
+    norms = [module for module in model.train().modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    before = norms[3].running_mean
+    assert before is not None
+    before = before.clone()
+    model(torch.rand(2, 3, 32, 32))
+    assert torch.equal(norms[3].running_mean, before)  # type: ignore[arg-type]
