@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo
 DEV := $(VENV)/.dev
 POLICY := $(VENV)/.policy
+DOCS := $(VENV)/.docs
 # Half the machine's work is done by torch's own threads; two test processes share two cores best with one thread each.
 WORKERS ?= 2
 # The environment is ours, and its modules are compiled once: without their bytecode every command would start in 14 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-unlabelled demo-policy test test-slow lint house golden bench format generate clean
+.PHONY: help demo demo-unlabelled demo-policy test test-slow lint house golden bench docs docs-test format generate clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,6 +42,17 @@ demo-policy: $(POLICY) ## three minutes: a teacher that sees the whole state tea
 	@echo "privileged(): a teacher sees positions and velocities, its student two frames of positions; both beside two controls"
 	$(BIN)/selfdistill run gym:selfdistill.control.environments:CartPoleFrames-v0 --sees state --steps 20000 --out runs/demo-policy
 
+$(DOCS): $(DEMO)
+	@tools/install.sh $(PYTHON) $(VENV) '.[docs]'
+	@touch $(DOCS)
+
+docs: $(DOCS) ## build the documentation site into site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-test: $(DEV) docs ## build the site, check every link of it, and run the tutorials, the examples and the notebooks
+	$(BIN)/python tools/site_links.py site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m 'slow or not slow' tests/test_docs.py tests/test_site.py
+
 test: lint house ## all checks: lint, house and the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules selfdistill tests
 
@@ -70,4 +82,4 @@ generate: $(DEV) ## write the pages and lists that are made from the code
 	$(BIN)/python tools/generate.py
 
 clean: ## remove the environment, runs and builds
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) runs build dist site

@@ -25,7 +25,7 @@ from tests.harness import record
 from tools.generate import design_page
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/python.md")
+DOCUMENTS = ("README.md", "docs/python.md")  # beside docs/language.md, whose block the test of integrations runs
 #: module names under which the blocks of CONTRIBUTING.md are executed, by what they contain
 WALK = {"def sure_past": "selfdistill.methods.sure_past_", "def oracle": "tests.oracles.sure_past"}
 
@@ -133,6 +133,11 @@ def test_the_integrations_train(show: Show) -> None:
     assert hugging.trainer.distillation.clock.step == hugging.trainer.state.global_step == 2
     lightning = show("docs/python.md", block("docs/python.md", "lightning.pytorch"))
     assert lightning.module.objective.clock.step == lightning.trainer.global_step == 4
+    (source,) = blocks("docs/language.md")
+    trl = show("docs/language.md", source)
+    assert trl.trainer.distillation.clock.step == trl.trainer.state.global_step == 2
+    assert any("vitals/entropy" in entry for entry in trl.trainer.state.log_history)
+    assert (Path(trl.trainer.args.output_dir).name, trl.trainer.state.max_steps) == ("trl-run", 2)
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +210,8 @@ def test_the_readme_counts_the_recipes_that_there_are() -> None:
     from selfdistill.methods import recipes
 
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "more than seventy recipes for networks and twenty-three for language models" in text
-    assert (70 < len(recipes()) < 80, len(RECIPES)) == (True, 23)
+    assert "more than seventy recipes for networks and twenty-six for language models" in text
+    assert (70 < len(recipes()) < 80, len(RECIPES)) == (True, 26)
 
 
 def test_the_tree_of_the_package_is_as_the_design_shows_it() -> None:

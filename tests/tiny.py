@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,7 +10,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """
@@ -52,4 +61,16 @@ def llama(folder: Path) -> Path:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+def image_model(folder: Path, side: int = 32, mean: tuple[float, ...] = (0.5, 0.4, 0.3)) -> Path:
+    """The folder of a vision transformer of two layers of width 16 that classifies, so that it has no pooler."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=side, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    described = {"image_mean": mean, "image_std": [0.2, 0.3, 0.4], "size": {"height": side, "width": side}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
     return folder

@@ -35,11 +35,15 @@ FACES += (
     ".language.trainer",
     ".testing",
     ".integrations.huggingface",
+    ".integrations.trl",
+    ".integrations.alarm_callback",
     ".integrations.lightning",
 )
 
 TREE_BEGINS = "<!-- tree: written by `python tools/generate.py docs/design.md` -->\n"
 TREE_ENDS = "<!-- end of the tree -->\n"
+BENCHMARK_BEGINS = "<!-- benchmark: written by `python tools/generate.py docs/choose.md` -->\n"
+BENCHMARK_ENDS = "<!-- end of the benchmark -->\n"
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -144,10 +148,22 @@ def design_page() -> str:
     return f"{before}{TREE_BEGINS}\n```text\n{block}\n```\n\n{TREE_ENDS}{after}"
 
 
+def choose_page() -> str:
+    """docs/choose.md with the numbers of the benchmark as they are now."""
+    from selfdistill.experiments.catalogue import cards
+    from tools.chooser import measured
+
+    before, _, rest = (ROOT / "docs/choose.md").read_text(encoding="utf-8").partition(BENCHMARK_BEGINS)
+    after = rest.partition(BENCHMARK_ENDS)[2]
+    block = measured((ROOT / "docs/benchmark.md").read_text(encoding="utf-8"), cards())
+    return f"{before}{BENCHMARK_BEGINS}\n{block}\n{BENCHMARK_ENDS}{after}"
+
+
 FILES: dict[str, Callable[[], str]] = {
     "docs/design.md": design_page,
     "docs/methods.md": methods_page,
     "selfdistill/experiments/catalogue.jsonl": catalogue,
+    "docs/choose.md": choose_page,  # of the catalogue above
     "tests/public_api.txt": public_api,
 }
 

@@ -42,6 +42,7 @@ from .options import (
     update_options,
 )
 from .report import label_errors, label_next, report, review, theory, vitals
+from .repository import pull, push
 
 if TYPE_CHECKING:
     from ..experiments.run import Run
@@ -368,19 +369,19 @@ def predict(
 
     The first row of data is 1; the header of a table is not counted, as in `label-errors`.
     """
-    from ..experiments.run import Run
+    from ..experiments.run import Run, load
 
     if out is not None:
         writable(Path(out), "--out")  # before the model is asked
-    run = Run.open(run_folder)
     if data is None:
         if exit_number:
             raise DataError("--exit is for DATA that a network predicts; give DATA, or leave it out")
+        run = Run.open(run_folder)
         answers = run.task.play(run.folder, run.request, episodes or 20, Path(video) if video else None)
     else:
         if episodes or video:
             raise DataError("--episodes and --video are for policies, which have no DATA; leave DATA or them out")
-        answers = run.task.predictor(run.folder).predict(data, exit_number)
+        answers = load(run_folder).predict(data, exit_number)
     text = answers.text(raw_csv)
     if answers.note:
         echo(answers.note, err=True)
@@ -389,6 +390,39 @@ def predict(
         click.echo(shown, nl=False)
     else:
         write(Path(out), text)
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option("--format", "form", type=click.Choice(["onnx", "torch"]), required=True, help="ONNX, or torch.export.")
+@click.option("--out", metavar="FILE", help="The file to write [default: RUN/export/model.onnx or model.pt2].")
+@click.option("--rows", metavar="DATA", help="Rows to check the graph on [default: the data of the run].")
+@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+@trust_option
+@one_line_errors
+def export(run_folder: str, form: str, out: str | None, rows: str | None, as_json: bool) -> None:
+    """Write the final network of RUN as a graph that other programs run.
+
+    The graph takes any number of rows and returns probabilities, or values in their unit. A JSON file beside it says
+    how a row is prepared. The graph is compared with the model on real rows, and removed if it computes something else.
+    """
+    from ..experiments.run import load
+
+    path = Path(out) if out else Path(run_folder) / "export" / f"model{'.onnx' if form == 'onnx' else '.pt2'}"
+    predictor = load(run_folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path.parent} cannot be made ({error.strerror}); give another --out") from error
+    described = predictor.export(form, path, rows)
+    if as_json:
+        click.echo(json.dumps(described, sort_keys=True))
+        return
+    check = described["check"]
+    echo(
+        f"{path}: largest deviation from the model {check['deviation']:.1e} on {check['rows']} rows ({check['by']}); "
+        f"preprocessing: {path.with_suffix('.json')}"
+    )
 
 
 @main.command()
@@ -461,6 +495,8 @@ main.add_command(compare)
 main.add_command(completion)
 main.add_command(preflight)
 main.add_command(pretrain)
+main.add_command(pull)
+main.add_command(push)
 main.add_command(report)
 main.add_command(vitals)
 main.add_command(label_errors)

@@ -26,6 +26,13 @@ from .options import (
     trust_option,
 )
 
+on_option = click.option(
+    "--on",
+    metavar="ray|ray:ADDRESS",
+    help="Train on all processors of a Ray cluster, whose machines share the folder and the data [default: processes "
+    "here].",
+)
+
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
     """Numbers of labels from the command line."""
@@ -72,10 +79,10 @@ class ManyMethods(click.Command):
 )
 @click.option(
     "--match",
-    type=click.Choice(["passes", "steps", "seconds", "completions"]),
+    type=click.Choice(["passes", "steps", "seconds", "completions", "tokens"]),
     help="The compute that is equal for all methods: sample passes (a forward pass counts 1, a backward pass 2), "
-    "optimizer steps, seconds, or for prompts the sampled completions [default: passes; steps for prompts]. For "
-    "scikit-learn it is the number of trainings.",
+    "optimizer steps, seconds, or for prompts the sampled completions, or the tokens sampled plus those trained on "
+    "[default: passes; steps for prompts]. For scikit-learn it is the number of trainings.",
 )
 @click.option(
     "--level",
@@ -100,6 +107,7 @@ class ManyMethods(click.Command):
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @config_option
+@on_option
 @control_options
 @training_options
 @trust_option
@@ -115,6 +123,7 @@ def compare(
     out: str | None,
     json_file: str | None,
     quiet: bool,
+    on: str | None,
     **options: Any,
 ) -> None:
     """Compare methods on DATA with baselines at matched compute, paired over seeds.
@@ -139,6 +148,7 @@ def compare(
     from ..experiments.compare import Comparison
     from ..experiments.compare.runner import compare_labels, design_for, label_curve_folder
     from ..experiments.compare.table import show, show_label_curve
+    from ..experiments.ray_jobs import check_address
     from ..experiments.request_trust import require_request_trust
     from ..experiments.task_types import TASK_TYPES
     from ..io.run_record import Request
@@ -146,6 +156,8 @@ def compare(
 
     if json_file not in (None, "-"):
         writable(Path(str(json_file)), "--json")  # before anything is trained
+    if on is not None:
+        check_address(on)
     training = training_settings(options)
     match, bounds = split_match(match, budget)
     request = Request(**options, budget=bounds, training=training)
@@ -160,9 +172,10 @@ def compare(
     execute: Callable[[], dict[str, Any]]
     if label_curve:
         folder, draw = label_curve_folder(request, settings, out), show_label_curve
-        execute = partial(compare_labels, request, settings, label_curve, folder, tell, source)
+        execute = partial(compare_labels, request, settings, label_curve, folder, tell, on, source)
     else:
         comparison = Comparison.create(request, settings, out, source)
+        comparison.on = on
         folder, draw, execute = comparison.folder, show, partial(comparison.execute, tell)
     try:
         result = execute()
@@ -224,6 +237,7 @@ def benchmark() -> None:
 @click.option(
     "--minutes", type=Finite(min=0), metavar="N", help="Stop within N minutes; the same command resumes later."
 )
+@on_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 @one_line_errors
 def methods(
@@ -236,6 +250,7 @@ def methods(
     only_page: bool,
     workers: int,
     minutes: float | None,
+    on: str | None,
     quiet: bool,
 ) -> None:
     """Train all recipes and baselines on digits and Fashion-MNIST, and write the page of results.
@@ -265,7 +280,7 @@ def methods(
     if not only_page:
         planned = benchmark_cells.plan(wanted, asked, seeds)
         try:
-            left = benchmark_cells.run_cells(planned, cells, workers, minutes, tell)
+            left = benchmark_cells.run_cells(planned, cells, workers, minutes, tell, on)
         except KeyboardInterrupt:
             hint = f"stopped; finished cells are kept in {cells}: give the same command again to resume"
             raise KeyboardInterrupt(hint) from None

@@ -128,16 +128,16 @@ THEMES = {
         "columns annotators time validation label_noise image_size augment tasks order domains leave_out verify"
     ),
     "Method and what it is compared with": (
-        "control effort product refit folds search trials storage explore init targets memory warm"
+        "control effort product refit folds search trials storage explore init tune targets memory warm"
     ),
     "Training": (
         "epochs batch_size lr weight_decay optimizer schedule clip accumulate precision compile device "
-        "parallel save_seconds save_steps cache memory_dtype memory_top vitals"
+        "parallel save_seconds save_steps cache memory_dtype memory_top layer_decay vitals"
     ),
     "Audit of generations": "audit audit_level audit_delta audit_measure audit_epochs audit_folds patience",
     "Language models": (
-        "fields keep checker student_template teacher_template skip_long group_lengths lora dtype load_in_4bit save "
-        "max_tokens checkpointing alarms"
+        "fields keep eval_tasks checker student_template teacher_template skip_long group_lengths lora dtype "
+        "load_in_4bit save max_tokens checkpointing alarms"
     ),
     "Policies in environments": "net sees teacher engine episodes deployment",
     "Output and trust": "config as_json quiet raw_csv trust_code help",
@@ -296,8 +296,15 @@ DATA_OPTIONS = [
         "--model",
         metavar="SPEC",
         help="mlp, cnn(width=64), resnet, vit; tables: also boosting, forest, extra_trees, linear, neighbours; "
-        "--text: gt-minilm(length=128), the folder of an encoder, or owner/name on the Hugging Face hub; "
+        "pretrained: efficientnet-lite0(size=128) for images, gt-minilm(length=128) for --text, the folder of an image "
+        "model or text encoder, or owner/name on the Hugging Face hub; "
         "prompts: smollm2 or a folder; or module:function for your own [default: by the data].",
+    ),
+    click.option(
+        "--tune",
+        type=click.Choice(["head", "full"]),
+        help="Pretrained image models: train a head on features that are computed once, or all weights [default: "
+        "head].",
     ),
     click.option(
         "--init",
@@ -309,6 +316,14 @@ DATA_OPTIONS = [
         "--keep",
         metavar="SUITE",
         help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
+    ),
+    click.option(
+        "--eval-tasks",
+        multiple=True,
+        metavar="YAML",
+        callback=lambda context, option, values: "|".join(values) or None,
+        help="Prompts: also evaluate on a task of lm-eval (EleutherAI's harness), given by its YAML file; needs "
+        "--trust-code, as its templates and functions are code. May be repeated.",
     ),
     fields_option,
     *TEMPLATE_OPTIONS,
@@ -398,9 +413,10 @@ CONTROL_OPTIONS = [
     click.option("--teacher", metavar="ZIP|RUN", help="Environments: a trained policy, which teaches."),
     click.option(
         "--engine",
-        type=click.Choice(["ppo", "a2c", "continuous"]),
+        type=click.Choice(["ppo", "a2c", "continuous", "vllm"]),
         help="Environments: the algorithm of stable-baselines3 [default: ppo]. Prompts: continuous refills the batch "
-        "that writes [default: generate of transformers].",
+        "that writes; vllm writes by vLLM on the GPU that trains (never run with a real engine) [default: generate of "
+        "transformers].",
     ),
     click.option(
         "--episodes",
@@ -614,6 +630,11 @@ TRAINING_OPTIONS = [
         type=click.IntRange(min=1),
         help="Remember the N largest probabilities of each prediction; the others share the rest [default: all].",
     ),
+    click.option(
+        "--layer-decay",
+        type=Finite(min=0, max=1, min_open=True),
+        help="Factor of the learning rate for each layer further from the output [default: 1; 0.75 with --tune full].",
+    ),
     click.option("--save-seconds", type=Finite(min=0), help="Seconds between checkpoints [default: 30]."),
     click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
 ]
@@ -664,6 +685,7 @@ TRAINING = (
     "cache",
     "memory_dtype",
     "memory_top",
+    "layer_decay",
     "save_seconds",
     "save_steps",
 )

@@ -141,7 +141,7 @@ class PolicyDesign(ComparisonDesign):
     def pilots(self, control: bool) -> list[Job]:
         return []
 
-    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+    def planned(self, costs: Mapping[str, float], fixed: Mapping[str, float] | None = None) -> tuple[float, list[Job]]:
         seed, arm = self.settings.seeds[0], self.ready.arm
         jobs = [Job(name, METHOD, arm.steps, seed, expression=name) for name in self.settings.methods]
         jobs.append(Job(RESTARTED, CONTROL, arm.steps, seed, expression=RESTARTED))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, DataError, RecipeError
 from ..io.display import change
 from ..io.expressions import expression_name, nearest
-from ..io.run_record import CONTINUOUS, ENVIRONMENT, SCRIPT, Lines, Request, read_lines
+from ..io.run_record import ENVIRONMENT, SCRIPT, WRITERS, Lines, Request, read_lines
 from ..methods.registry import AUTO, is_auto
 from ..models.store import POLICY
 from ..training.comparison import ComparisonDesign
@@ -75,11 +75,11 @@ class ControlTaskType(TaskType):
             DataError: an option has a meaning for environments alone, and the data are none.
         """
         environment = request.data.startswith(ENVIRONMENT)
-        if environment and request.engine == CONTINUOUS:
-            raise DataError("--engine continuous has a meaning for prompts alone; leave it out")
+        if environment and request.engine in WRITERS:
+            raise DataError(f"--engine {request.engine} has a meaning for prompts alone; leave it out")
         for name in OPTIONS:
             value = getattr(request, name)
-            if not environment and value not in (None, CONTINUOUS):
+            if not environment and value not in (None, *WRITERS):
                 option = "sampled" if name == "deployment" else name
                 raise DataError(f"--{option} has a meaning for environments (gym:ID) alone; leave it out")
         return environment

@@ -81,8 +81,11 @@ def average_(buffers: Iterable[Tensor]) -> None:
         buffer.copy_(part.view_as(buffer))
 
 
-def _is_shard(value: object) -> TypeGuard[DTensor]:
-    """Without its module there are no sharded tensors; importing it costs half a second."""
+def is_shard(value: object) -> TypeGuard[DTensor]:
+    """Is it a tensor of which each process has a part?
+
+    Without its module there are no sharded tensors; importing it costs half a second.
+    """
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 
@@ -177,12 +180,12 @@ def reshard(module: nn.Module) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Has FSDP2 taken this module's parameters?"""
-    return any(_is_shard(parameter) for parameter in module.parameters())
+    return any(is_shard(parameter) for parameter in module.parameters())
 
 
 def gathered(tree: Any) -> Any:
     """The same tree with every sharded tensor made whole; all processes must call it."""
-    if _is_shard(tree):
+    if is_shard(tree):
         return tree.full_tensor()
     if isinstance(tree, dict):
         return {key: gathered(value) for key, value in tree.items()}
@@ -191,9 +194,14 @@ def gathered(tree: Any) -> Any:
     return tree
 
 
+def local(value: Tensor) -> Tensor:
+    """The part of a tensor that this process has; of a whole one all of it."""
+    return value.to_local() if is_shard(value) else value
+
+
 def shard_like(full: Tensor, example: Tensor) -> Tensor:
     """A whole tensor in parts, as another one is."""
-    if _is_shard(example) and full.shape == example.shape:
+    if is_shard(example) and full.shape == example.shape:
         from torch.distributed.tensor import distribute_tensor
 
         return distribute_tensor(full, example.device_mesh, example.placements)

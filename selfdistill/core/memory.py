@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -382,6 +383,14 @@ class WeightView(nn.Module):
         """Move by this share of the distance to the student's weights."""
         raise RecipeError(f"{type(self).__name__} holds weights that do not follow the student")
 
+    def shard(self) -> None:
+        """Keep of each weight the part that this process keeps of the student's; all processes must call it."""
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Its weights in one piece on every process, for as long as it lasts; all processes must enter."""
+        yield
+
 
 class LargeModel(nn.Module):
     """A model that is too large to be copied, and has too many logits to hold them all.
@@ -393,6 +402,10 @@ class LargeModel(nn.Module):
     def logits(self, outputs: Mapping[str, Tensor]) -> Projection | Tensor:
         """Logits of its outputs, mostly lazy."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its logits are read")
+
+    def heads(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Projection | Tensor]:
+        """Its heads of logits, by their names, read from its outputs; mostly the main one alone."""
+        return {"logits": self.logits(outputs)}
 
     def frozen(self) -> nn.Module:
         """The weights that training began with."""
@@ -406,8 +419,8 @@ class LargeModel(nn.Module):
         """Its weights as they are now, to `follow` it as a moving average."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it holds an average")
 
-    def external(self, source: str | None, module: nn.Module | None) -> nn.Module:
-        """Another model: the one that is given, or that of a name or folder."""
+    def external(self, source: str | None, module: nn.Module | None, same_tokens: bool = True) -> nn.Module:
+        """Another model: the one that is given, or that of a name or folder; with the same tokens or any."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it holds another model")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ..errors import DataError, RecipeError, SpaceError
 from ..views import Views
 from . import distributed
 from .logits import tensors
-from .memory import LargeModel, SampleMemory
+from .memory import LargeModel, SampleMemory, WeightView
 from .mixing import BETWEEN, MIXED, Mixing
 from .outputs import ModelWrapper, space_of
 from .parts import BaseTerm, BindArgs, GenerationData, Part, Teacher, TermResult
@@ -219,6 +219,21 @@ class Objective(nn.Module):
     def state_of(self, name: str, part: Part) -> Any:  # of a part, in the term of this name
         return self.states[self._keys[name, part]]
 
+    def weight_views(self) -> list[WeightView]:
+        """The teachers that answer through the student's own layers."""
+        return [module for module in self.states.modules() if isinstance(module, WeightView)]
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Their weights in one piece on every process, for as long as it lasts; all processes must enter.
+
+        A process asks its teachers as often as its own rows need, and so cannot fetch weights of others then.
+        """
+        with ExitStack() as stack:
+            for view in self.weight_views():
+                stack.enter_context(view.whole())
+            yield
+
     def measure(self, batch: Mapping[str, Any] | Sequence[Any]) -> dict[str, TermResult]:
         """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`.
 
@@ -233,14 +248,15 @@ class Objective(nn.Module):
         if learns and self.watched and self.clock.observed:
             watch = Watch(self._student[0], forward, self.pulse, self._vigil)
         measured = dict[str, TermResult]()
-        for name, term in self.method.terms.items():
-            try:
-                measured[name] = term.tally(partial(self.state_of, name), forward)
-            except (IndexError, RuntimeError):
-                _refuse_labels(name, term, forward)
-                raise
-            if watch is not None:
-                watch.buffers(name, term)
+        with self.whole() if distributed.size() > 1 else nullcontext():
+            for name, term in self.method.terms.items():
+                try:
+                    measured[name] = term.tally(partial(self.state_of, name), forward)
+                except (IndexError, RuntimeError):
+                    _refuse_labels(name, term, forward)
+                    raise
+                if watch is not None:
+                    watch.buffers(name, term)
         if watch is not None:
             watch.read(self.method.terms, measured)
         if learns:

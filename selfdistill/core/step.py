@@ -347,7 +347,7 @@ class Forward:
             )
         named: dict[str, Any] = {h: v for h, v in output.items() if isinstance(v, Projection | Tensor) and len(v.shape)}
         if isinstance(self.module, LargeModel) and model is self.model:
-            named["logits"] = self.module.logits(named)
+            named |= self.module.heads(named)
         return named
 
     def rows(self, view: str) -> int:

@@ -26,6 +26,7 @@ from .augment import Tokens, one_sided, read_parts
 from .column_types import Column
 from .copies import CopyReport, check_values, notices, row_groups, time_values
 from .decisions import RowNames, decide
+from .embeddings import Embedding
 from .image_store import ImageStore, row_sources
 from .sources import NAMES, RawData
 from .split_columns import SplitRequest, Tasks
@@ -44,7 +45,7 @@ class Data:
     """
 
     name: str
-    kind: str  # "image" | "table" | "text"
+    kind: str  # "image" | "table" | "text" | "embedding"
     task: str  # "classify" | "regress" | "features": no row has a label
     # (n, channels, height, width) uint8 or float32; (n, features) float32; (n, length) int32 of tokens
     x: Tensor | ImageStore
@@ -80,6 +81,7 @@ class Data:
     test_note: str = ""  # that the test split has few rows
     guessed: Tensor = torch.zeros(0, dtype=torch.int64)  # sample ids whose labels a model gave
     votes: panel.AnnotatorLabels | None = None  # the labels of several annotators; y is their consensus
+    embedding: Embedding | None = None  # of rows that are features of images by a frozen model
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
@@ -202,9 +204,9 @@ class Data:
         wrong = int(self.noisy[self.labelled].sum())
         return {
             "name": self.name,
-            "kind": self.kind,
+            "kind": "image" if self.embedding else self.kind,
             "task": self.task,
-            "shape": list(self.shape),
+            "shape": list(self.embedding.shape if self.embedding else self.shape),
             "classes": list(self.classes),
             "rows": parts,
             "noise": wrong / max(parts["labelled"], 1),

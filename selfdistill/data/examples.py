@@ -172,6 +172,22 @@ def read_rows(path: Path, names: FieldNames = OWN_NAMES) -> list[PromptRow]:
     return [_placed(_row(record, names.fields), record, names) for record in records]
 
 
+def rows_in_memory(records: Iterable[Mapping[str, Any]], name: str) -> list[PromptRow]:
+    """The rows of a table in memory, as `read_rows` reads those of a file.
+
+    Args:
+        records: The fields of each row.
+        name: Of the table, for messages.
+
+    Raises:
+        DataError: A row is none; the name, the number of the row (from 1) and the remedy are named.
+
+    >>> rows_in_memory([{"prompt": "1 + 1?", "completion": "2"}], "sums")[0].example.demonstration
+    '2'
+    """
+    return [_row(Record(Place(Path(name), number), dict(fields))) for number, fields in enumerate(records, 1)]
+
+
 def write_rows(rows: Sequence[Example], path: Path, splits: Sequence[str | None] | None = None) -> None:
     """Write examples so that `read_rows` gives them back; ``splits`` names the split of each."""
     lines = []

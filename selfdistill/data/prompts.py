@@ -7,11 +7,11 @@ for the last prompts drawn, on rows that are added later. The test split does no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from ..io import trust
 from ..io.expressions import nearest, one_line
 from . import reasoning, rewards
 from .copies import MOST_LISTED, Conflict, CopyReport, connect, numbered, time_values
-from .examples import FIELDS, OWN_NAMES, Example, FieldNames, PromptRow, read_rows
+from .examples import FIELDS, OWN_NAMES, Example, FieldNames, PromptRow, read_rows, rows_in_memory
 from .splits import latest
 
-__all__ = ["Example", "Prompts", "load_prompts", "load_seeds", "load_suite", "need", "of_examples"]
+__all__ = ["Example", "Prompts", "load_prompts", "load_seeds", "load_suite", "need", "of_examples", "of_records"]
 
 SUITE_ROWS = 200  # of a task that is made on the spot and asked three times
 
@@ -219,6 +219,29 @@ def of_examples(
     2
     """
     return _assembled(name, [PromptRow(row, None) for row in rows], SplitRequest(test, audit, labels, seed))
+
+
+def of_records(records: Iterable[Mapping[str, Any]], name: str, *, trust_code: bool = False) -> Prompts:
+    """Prompts from the rows of a table in memory, all of which teach.
+
+    Args:
+        records: The fields of each row; names of other tools are read by their meaning.
+        name: Of the table, for messages.
+        trust_code: Allow checkers that the table names as ``module:function``; it may have come from elsewhere.
+
+    Returns:
+        The prompts; a sample id is the number of its row.
+
+    Raises:
+        DataError: A row is none, or names a checker that there is not.
+        CheckpointError: The table names a function as a checker, and is not trusted.
+
+    >>> of_records([{"question": "1 + 1?", "answer": "2"}], "sums").labelled.tolist()
+    [0]
+    """
+    with trust.trust_code(trust_code):
+        rows, no_ids = _checked(rows_in_memory(records, name), name, None), torch.zeros(0, dtype=torch.int64)
+    return Prompts(name, tuple(r.example for r in rows), torch.arange(len(rows)), no_ids, no_ids, *_fields(rows))
 
 
 def load_suite(source: str, *, checker: str | None = None) -> Prompts:

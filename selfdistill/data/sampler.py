@@ -22,6 +22,7 @@ from ..models import patch_masking
 from ..views import TOGETHER, USUAL_STEPS, View, Views
 from . import augment
 from .augment import Tokens
+from .embeddings import Embedding
 
 #: Steps whose rows are sorted together where rows of similar length share a step.
 GROUPED = 16
@@ -89,6 +90,8 @@ class RowSource(Protocol):
     def augment(self) -> str: ...
     @property
     def tokens(self) -> Tokens | None: ...
+    @property
+    def embedding(self) -> Embedding | None: ...
     def rows(self, ids: Tensor) -> Tensor: ...
 
 
@@ -255,7 +258,7 @@ class Sampler:
                 fixed.add(look.name)
                 variant = (epoch + rows.visits) % look.fixed
                 addresses[look.name] = (rows.ids * look.fixed + variant).to(device)
-                x = self._fixed(augmentation, look, x, rows.ids + (variant << 40))
+                x = self._fixed(augmentation, look, x, rows.ids, rows.ids + (variant << 40))
             elif len(x):
                 x = self._augmented(augmentation, look, x, rows, epoch)
             inputs[look.name] = x
@@ -267,6 +270,8 @@ class Sampler:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
         data = self.data
+        if data.embedding is not None:
+            return data.embedding.draw(augmentation, rows.ids, key, address)
         return augment.apply(augmentation, x, key, address, kind=data.kind, flips=data.flips, tokens=data.tokens)
 
     def _with_hidden(self, look: View, x: Tensor, rows: SampledRows, epoch: int) -> Tensor:
@@ -282,9 +287,11 @@ class Sampler:
             unmasked=look.unmasked,
         )
 
-    def _fixed(self, augmentation: str, look: View, x: Tensor, key: Tensor) -> Tensor:
+    def _fixed(self, augmentation: str, look: View, x: Tensor, ids: Tensor, key: Tensor) -> Tensor:
         """The fixed augmentation of each sample: a function of the sample and the variant alone."""
         address = ("fixed", look.name)
+        if self.data.embedding is not None:
+            return self.data.embedding.draw(augmentation, ids, key, address)
         return augment.apply(augmentation, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x
 
 

@@ -435,3 +435,38 @@ def load(path: Path) -> Any:
     if not hasattr(loaded, "feature_names_in_"):
         raise DataError(f"{path}: not a fitted preprocessing of columns; train again")
     return loaded
+
+
+def preprocessing_steps(preprocessor: Any) -> list[dict[str, Any]]:
+    """The preprocessing as arithmetic, one mapping for each column of the model's input, so that any language does it.
+
+    A ``number`` is (value - mean) / scale, with ``missing`` in the place of an empty cell. ``is_missing`` is the same
+    of 1 where the cell is empty and 0 elsewhere. A ``category`` is 1 where the cell is one of ``values`` and 0
+    elsewhere; an empty cell is "missing".
+
+    Args:
+        preprocessor: As `fit` makes it.
+    """
+    steps: list[dict[str, Any]] = []
+    for name, pipeline, own in preprocessor.transformers_:
+        if name == "numbers":
+            imputer, scaler = pipeline
+            lacking = imputer.indicator_.features_ if imputer.indicator_ is not None else []
+            known = [
+                {"feature": feature, "kind": "number", "missing": float(median)}
+                for feature, median in zip(own, imputer.statistics_, strict=True)
+            ]
+            known += [{"feature": own[i], "kind": "is_missing"} for i in lacking]
+            steps += [
+                {**step, "mean": float(mean), "scale": float(scale)}
+                for step, mean, scale in zip(known, scaler.mean_, scaler.scale_, strict=True)
+            ]
+        elif name == "categories":
+            encoder = pipeline[-1]
+            for feature, values, infrequent in zip(
+                own, encoder.categories_, encoder.infrequent_categories_, strict=True
+            ):
+                rare = [] if infrequent is None else [str(value) for value in infrequent]
+                groups = [[str(value)] for value in values if str(value) not in set(rare)] + ([rare] if rare else [])
+                steps += [{"feature": feature, "kind": "category", "values": group} for group in groups]
+    return steps

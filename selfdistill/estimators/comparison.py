@@ -333,5 +333,5 @@ class TableDesign(ComparisonDesign):
     def pilots(self, control: bool) -> list[Job]:
         return pilots(self.settings)
 
-    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+    def planned(self, costs: Mapping[str, float], fixed: Mapping[str, float] | None = None) -> tuple[float, list[Job]]:
         return planned(self.settings, self.prepared, costs)

@@ -33,6 +33,7 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
         "accuracy": {"higher_is_better": True, "unit": "share"},
         "nll": {"higher_is_better": False, "unit": "nats a token"},
         "kept": {"higher_is_better": True, "unit": "share"},  # of prior tasks right
+        "tasks": {"higher_is_better": True, "unit": "share"},  # score on documents of tasks of lm-eval
         "length": {"higher_is_better": None, "unit": "tokens"},
     },
     "control": {
@@ -46,7 +47,7 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
 AUDITED = {"accuracy": True, "rmse": False, "nll": False, "return": True}  # what ranks controls, and is more better?
 
 
-POINTS = frozenset({"accuracy", "kept", "gap"})  # told in per cent, and differences in points
+POINTS = frozenset({"accuracy", "kept", "tasks", "gap"})  # told in per cent, and differences in points
 
 
 def ordered(figures: Mapping[str, Any], task: str) -> list[str]:

@@ -45,6 +45,7 @@ _FIXED = (
     "tasks",
     "keep",
     "checker",
+    "eval_tasks",
     "fields",
     "student_template",
     "teacher_template",

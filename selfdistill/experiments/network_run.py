@@ -60,7 +60,7 @@ from ..methods.controls import plain
 from ..methods.prior import CLASSES, VALUES, auto, expected, read_auto, simplicity
 from ..methods.registry import AUTO, is_auto, read_method, recipes
 from ..methods.validate import check_method
-from ..models import registry, store, text_encoder, warm_start
+from ..models import image_encoder, registry, store, text_encoder, warm_start
 from ..models.peers import MOST_MEMBERS, JointGenerations, PeerMean, PeerModels, final_model
 from ..teachers import CachedTeacher
 from ..teachers.cached import store_targets
@@ -74,6 +74,7 @@ from ..training.shortlist import WORDS, Choice, Trial, candidate_folder, copy_lo
 from ..training.state import GenerationResult
 from ..training.task_type import HeldOut, LabelledRows, Listeners, require_same_data
 from ..views import TOGETHER
+from . import tuning
 
 if TYPE_CHECKING:
     from ..models.registry import Build
@@ -229,6 +230,12 @@ class NetworkRun:
         """What a person should know of the data."""
         return self.data.note
 
+    @property
+    def model_name(self) -> str:
+        """The model as records name it."""
+        frozen = self.data.embedding
+        return str(self.build) if frozen is None else f"{dict(frozen.model.options)['name']}, frozen, with {self.build}"
+
     def title(self, generation: int) -> str:
         """The name of the final model in the report."""
         return f"generation {generation}, the method's best"
@@ -348,12 +355,13 @@ class NetworkRun:
             tell=listeners.tell,
             **ready.settings,
         )
+        trained, interpolation = ready._interpolated(trained, listeners)
         control = ready._train_control(folder / "control", trained.steps, listeners) if beside else None
         for training in filter(None, (trained, control)):
             training.model.cpu()
         preferred = folds.plain if folds else control is not None and _better(control, trained)
         preferred = preferred and not untaught(ready.method)  # features were asked for, whoever classifies better
-        result = ready._result(folder, trained, control, preferred)
+        result = {**ready._result(folder, trained, control, preferred), **interpolation}
         if folds:
             result["folds"] = folds.to_json()
         final = control if control and preferred else trained
@@ -364,6 +372,20 @@ class NetworkRun:
                 result["label_errors"] = ready.report_label_errors(folder, trained, control, preferred, listeners)
             ready._save_final_model(folder / "model", final, result)
         return result
+
+    def _interpolated(self, trained: Result, listeners: Listeners) -> tuple[Result, dict[str, Any]]:
+        """The training between its start and its end, of a pretrained model of which all weights learnt."""
+        if not isinstance(self.build, tuning.FullBuild):
+            return trained, {}
+        trained.model.cpu()
+        found = tuning.interpolate(self.build, trained, self.data)
+        if found is None:
+            return trained, {}
+        listeners.tell(
+            f"the final model lies at {found[1]['coefficient']:g} of the way from the head-first start to the end of "
+            "training, by validation rows"
+        )
+        return found[0], {"interpolation": found[1]}
 
     def report_label_errors(
         self, folder: Path, trained: Result, control: Result | None, preferred: bool, listeners: Listeners
@@ -484,7 +506,7 @@ class NetworkRun:
         result: dict[str, Any] = {
             "run": str(folder),
             "method": self.expression,
-            "model": str(self.build),
+            "model": self.model_name,
             "parameters": sum(p.numel() for p in scratch.parameters()),
             "data": data.describe(),
             "seed": self.request.seed,
@@ -579,11 +601,13 @@ class NetworkRun:
             build = replace(build, scale=(self.data.center, self.data.scale))
             half = result["test"].get("width")
             facts |= {"half": half / 2, "coverage": COVERAGE} if half else {}
+        if self.data.embedding is not None:
+            model, build = tuning.with_body(self.data.embedding, model, build)
         store.save(model, folder, build, facts)
         write_card(self.data, folder)
         room = reservoir.ROWS if self.request.memory is None else self.request.memory
         teachers = len(self.data.labelled) or self.stored
-        if room and teachers and self.data.task == "classify" and self.data.kind != "text":
+        if room and teachers and self.data.task == "classify" and self.data.kind in ("image", "table"):
             rows = reservoir.sample_rows(self.data, model, room, self.request.seed, self.stored)
             reservoir.save_sample(rows, folder.parent)
 
@@ -894,7 +918,7 @@ def prepare(request: Request) -> NetworkRun:
     spec, reader = request.model, None
     if request.text is not None:
         spec, reader = request.model or text_encoder.USUAL, text.reader(request.model, request.text)
-    elif spec is not None and spec.partition("(")[0].strip() not in registry.MODELS and text_encoder.named(spec):
+    elif spec is not None and _reads_texts(spec):
         raise DataError(f"the model {spec} reads text; say which column has it (--text COL), or give another --model")
     chooses = is_auto(request.method)
     bare = request.method is not None and not chooses and reader is None and untaught(_read(request.method))
@@ -906,7 +930,7 @@ def prepare(request: Request) -> NetworkRun:
         decisions=request.decisions,
         raw_csv=request.raw_csv,
         label_noise=request.label_noise,
-        image_size=request.image_size,
+        image_size=tuning.image_size(request),
         seed=request.seed,
         reader=reader,
         labelled=not bare,
@@ -947,13 +971,31 @@ def planned(request: Request, data: Data) -> NetworkRun:
     if request.init:
         build = warm_start.warm_started(build, request.init)
     usual = text.SETTINGS if reader else {}
+    depth = tuning.depth_of(request, build)
+    if depth == tuning.FULL:
+        build, usual = tuning.full(data, build, request), tuning.FULL_SETTINGS
+    elif depth == tuning.HEAD:
+        data, build = tuning.frozen(data, build, tried_methods(method, data.task, chooses), request.device)
+        usual = tuning.head_settings(len(data.labelled))
     settings = {**usual, **dict(request.training), "seed": request.seed, "steps": request.steps}
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)
-    if quick and not (request.steps or request.epochs):
-        settings["steps"] = QUICK_STEPS
+    if (quick or depth == tuning.FULL) and not (request.steps or request.epochs):
+        settings["steps"] = QUICK_STEPS if quick else tuning.FULL_STEPS
     settings["epochs"] = request.epochs or usual_epochs(data, method, settings["batch_size"])
     ready = NetworkRun(request, data, method, expression, build, settings)
     return shortlisted(ready) if chooses and not request.tasks else ready
+
+
+def _reads_texts(spec: str) -> bool:
+    """Whether a model's text names a pretrained encoder of texts."""
+    if spec.partition("(")[0].strip() in registry.MODELS or image_encoder.named(spec) is not None:
+        return False
+    return text_encoder.named(spec) is not None
+
+
+def tried_methods(method: Method, task: str, chooses: bool) -> list[Method]:
+    """The method of a run; all that ``auto()`` may choose from, where it chooses."""
+    return [method, *(read_method(one) for one in (VALUES if task == "regress" else CLASSES))] if chooses else [method]
 
 
 def _read(expression: str) -> Method:
@@ -1034,6 +1076,7 @@ def committee(folder: Path, request: Request) -> Committee:
     """
     ready = prepare(request)
     data, final = ready.data, store.load(store.model_folder(folder))
+    final = final if data.embedding is None else tuning.head_alone(final)
     require_same_data(folder, data.fingerprint)
     require_unlabelled(data.name, len(data.unlabelled))
 

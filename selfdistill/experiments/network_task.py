@@ -225,7 +225,7 @@ def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     return {
         "rows": rows,
         "data": work.data.describe(),
-        "model": str(work.ready.build),
+        "model": work.ready.model_name,
         "parameters": sum(p.numel() for p in work.ready.build().parameters()),
         "seconds": work.seconds,
     }
@@ -469,7 +469,7 @@ class NetworkDesign(ComparisonDesign):
     def trainings(self, job: Job) -> int:
         return {"decay": len(DECAYS), "distil": 2}.get(job.kind, 1)
 
-    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+    def planned(self, costs: Mapping[str, float], fixed: Mapping[str, float] | None = None) -> tuple[float, list[Job]]:
         return planned(self.settings, total_steps(self.ready), costs, self.ready.data.task == "classify")
 
 
@@ -526,6 +526,8 @@ class NetworkTaskType(TaskType):
 
     def row_cards(self, request: Request, data: Data, ids: Sequence[int], side: int = SIDE) -> dict[int, RowCard]:
         """Pictures of images, and texts and cells of tables."""
+        if data.embedding is not None:
+            return picture_cards(data.embedding.pixels, data.names, ids, data.embedding.white, side)
         if data.kind == "image":
             return picture_cards(data.x, data.names, ids, data.white, side)
         return table_cards(request.data, data.counts, ids, request.text, request.target)

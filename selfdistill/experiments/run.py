@@ -404,7 +404,7 @@ def load(folder: str | Path, trust_code: bool = False) -> Predictor:
     torch.Size([3, 10])
     """
     with trust.trust_code(trust_code):
-        if Path(folder, "run.json").exists():
+        if any(Path(folder, name).exists() for name in ("run.json", "plan.json")):
             return Run.open(folder, trust_code).task.predictor(Path(folder))
         return TASK_TYPES.of_model(model_folder(folder)).predictor(Path(folder))
 

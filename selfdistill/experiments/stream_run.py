@@ -317,6 +317,7 @@ _FIXED = (
     "tasks",
     "keep",
     "checker",
+    "eval_tasks",
     "fields",
     "student_template",
     "teacher_template",

@@ -1,4 +1,6 @@
-"""Other people's loops: `huggingface` for transformers' ``Trainer``, `lightning` for PyTorch Lightning.
+"""Other people's loops: `huggingface` for transformers' ``Trainer``, `trl` for TRL's, `lightning` for Lightning's.
+
+`alarm_callback` watches a language model in any of the first two.
 
 Each is imported by its own name and needs that package. A loop of one's own needs only ``method.bind(model)``.
 """

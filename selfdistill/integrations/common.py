@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -125,6 +126,11 @@ def load(objective: Objective, folder: str) -> None:
     except RuntimeError as error:
         why = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{path}: of another recipe or model ({why}); resume with those that wrote it") from None
+
+
+def warn(line: str) -> None:
+    """Print a line about trouble that a run survives, beside what it prints."""
+    print(line, file=sys.stderr)
 
 
 @contextmanager

@@ -26,6 +26,8 @@ Lines = list[dict[str, Any]]
 
 ENVIRONMENT = "gym:"  # data that are an environment of gymnasium begin so: gym:ID, or gym:module:ID
 CONTINUOUS = "continuous"  # the engine of language models that refills its batch
+VLLM = "vllm"  # the engine of language models that is vLLM on the GPU that trains
+WRITERS = (CONTINUOUS, VLLM)  # engines of language models
 SCRIPT = "gym:script"  # the data of the log that a training script of one's own leaves
 
 
@@ -155,6 +157,18 @@ _RESULT = {
     "ensemble?": _ENSEMBLE,
     "breakdown?": _BREAKDOWN,
     "importance?": [{"name": str, "mean": float, "deviation": float}],
+    "eval_tasks?": [
+        {
+            "task": str,
+            "metric": str,
+            "rows": int,
+            "before": float,
+            "after": float,
+            "gain": float,
+            "half": (float, None),
+            "verdict": (str, None),
+        }
+    ],
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "auto?": ({"why": str, "tried": [_TRIAL]}, None),
     "trouble?": (str, None),
@@ -166,6 +180,7 @@ _RESULT = {
         "passes": float,
         "trials": [{"expression": str, "loss": float, "folds": int, "pruned": bool, "trouble": str}],
     },
+    "interpolation?": {"coefficient": float, "validated": {str: _FIGURES}},
     "exploration?": {"unit": str, "trying": float, "winner": float},
     "cross_fit?": {"folds": int, "rows": int, "metric": str, "low": float, "high": float, "about": str},
     "refit?": {"rows": int, "about": str},
@@ -228,6 +243,7 @@ class Request:
     the chat template, whether rows beyond the model's context are left out, the rank of an adapter (0: all weights),
     tokens of an answer, memory for time, the dtype of the base weights, whether they have 4 bits, and whether the
     model is saved merged, as an adapter, or both. ``group_lengths`` puts prompts of similar length into a batch;
+    ``eval_tasks`` are YAML files of tasks of lm-eval, ``|`` between them, on which models are evaluated as well.
     ``alarms`` is what follows where answers go wrong in other ways than their score. ``targets`` is a folder that
     keeps what a frozen outside teacher says.
     ``decisions`` is a file of labels that were decided (`data.decisions`), which come to those of the data.
@@ -242,11 +258,12 @@ class Request:
     ``net``, ``sees``, ``teacher``, ``episodes``, ``engine`` and ``deployment`` are for environments: sizes of hidden
     layers, the part of the observation that the teacher alone sees, a trained policy, the number of test episodes
     [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy]. For
-    prompts ``engine`` may be ``continuous``: the batch that writes is refilled.
+    prompts ``engine`` may be ``continuous``, where the batch that writes is refilled, or ``vllm``.
     ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``. ``search`` is
     an expression with ranges, whose arguments ``trials`` trials search, which Optuna's ``storage`` keeps [a journal in
-    the run folder]; ``explore`` is the largest share of the trainings that only try something out. ``annotators`` names
-    columns of a table, as in ``a,b,c``, with the labels of several annotators, whose consensus is the target.
+    the run folder]; ``explore`` is the largest share of the trainings that only try something out. ``tune`` says how
+    far a pretrained image model learns. ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of
+    several annotators, whose consensus is the target.
     """
 
     data: str = "digits"
@@ -259,6 +276,7 @@ class Request:
     augment: str | None = None
     keep: str | None = None
     checker: str | None = None
+    eval_tasks: str | None = None
     fields: tuple[tuple[str, str], ...] = ()
     student_template: str | None = None
     teacher_template: str | None = None
@@ -314,6 +332,7 @@ class Request:
     effort: str | None = None
     folds: Annotated[int, Range(2, limit=1000)] | None = None
     annotators: str | None = None
+    tune: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -328,6 +347,7 @@ class Request:
             "init",
             "targets",
             "checker",
+            "eval_tasks",
             "student_template",
             "teacher_template",
             "group_lengths",
@@ -356,6 +376,7 @@ class Request:
             "effort",
             "annotators",
             "storage",
+            "tune",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns", "fields"}
         unsaid |= {

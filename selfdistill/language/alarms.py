@@ -95,7 +95,7 @@ def quotes(text: str, example: Example) -> bool:
 
 def reading(writer: Writer) -> Reading:
     """Have the writer's model answer; what is drawn counts as no completion that is learnt from."""
-    data, drawn, passes = writer.data, writer.drawn, writer.passes
+    data, counts = writer.data, (writer.drawn, writer.written, writer.passes)
     ids = (data.audit if len(data.audit) else data.labelled)[:LOOKED_AT].tolist()
     sampling = Sampling(max_tokens=(writer.method.sampling or writer.greedy).max_tokens)
     try:
@@ -105,7 +105,7 @@ def reading(writer: Writer) -> Reading:
                 _unsure(writer, [r for r in said[i : i + SAMPLES] if r.ids]) for i in range(0, len(said), SAMPLES)
             ]
     finally:
-        writer.drawn, writer.passes = drawn, passes
+        writer.drawn, writer.written, writer.passes = counts
     groups = [said[i : i + SAMPLES] for i in range(0, len(said), SAMPLES)]
     checked = all(r.reward is not None for r in said)
     rewards = [[r.reward or 0.0 for r in group] for group in groups] if checked else []

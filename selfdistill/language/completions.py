@@ -20,9 +20,10 @@ from ..core.parts import BaseTerm, Teacher
 from ..core.step import Passes, TrainingClock
 from ..data.prompts import Prompts, need
 from ..errors import RecipeError
-from ..models.causal_lm import Causal, ModelView, check_length
+from ..models.causal_lm import Causal, ModelView, OtherTokenizer, check_length
 from ..teachers import External, Frozen
-from .contexts import Context, Demonstration, NoContext, Rollout, completed, paired, rendered
+from ..terms.spans import SPANS, SpanTerm
+from .contexts import Context, Demonstration, NoContext, Rollout, completed, paired, rendered, turn_end
 from .sampling import (
     Engine,
     MixingTeacher,
@@ -243,6 +244,11 @@ class Language(Method):
         parts = (self.source, *self.terms.values())
         return any("demonstration" in getattr(part, "needs", ()) for part in parts)
 
+    def student(self, build: Callable[[], Causal]) -> Callable[[], Causal]:
+        """The factory of the models that it trains, from one of single models."""
+        made: Any = build if self.wrap_model is None else self.wrap_model(build)
+        return made  # type: ignore[no-any-return]
+
     def check_fields(self, data: Prompts, recipe: str) -> None:
         """Refuse prompts that lack a field.
 
@@ -289,7 +295,7 @@ class Writer:
         model: who writes; set it before anything is written.
         objective: holds the states of the method's teachers.
         autocast: the context of its passes.
-        drawn: completions written so far by `roll`, and ``passes``, what they took.
+        drawn: completions written so far by `roll`, ``written`` their tokens, and ``passes``, what they took.
         alike: whether all processes write the same, rather than each its own.
     """
 
@@ -309,7 +315,7 @@ class Writer:
     ) -> None:
         self.method, self.data, self.seed, self.engine, self.hear = method, data, seed, engine, hear
         self.greedy, self.referee = Sampling(0.0, max_tokens=max_tokens), RewardCheckers()
-        self.drawn, self.passes, self.alike = 0, Passes(), False
+        self.drawn, self.written, self.passes, self.alike = 0, 0, Passes(), False
 
     @property
     def tokenizer(self) -> Any:
@@ -396,6 +402,7 @@ class Writer:
         engine = self.waiting("completions are written", len(prompts))
         with self.autocast():
             rollouts = roll(self.model, prompts, sampling, address, engine, by)
+        self.written += sum(len(r.ids) for r in rollouts)
         if context is not None and not isinstance(context, NoContext):
             # drawn from another distribution on purpose: nothing of it is to be corrected by importance weights
             rollouts = [replace(r, prompt=tuple(self.prompt(r.example)), log_probs=None) for r in rollouts]
@@ -453,10 +460,41 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
                     found["unread"] += 1
         rows = sorted(made)  # the terms pair tokens with the student's in the order of its rows
         found[name] = ([made[row] for row in rows], torch.tensor(rows, dtype=torch.int64))
+    if SPANS in read:
+        _read_by_other_tokens(writer, rollouts, found)
     if "other" in method.student_views()[0]:
         found["other"] = found["x"]
         found["x"] = [(r.prompt, writer.demonstration(r.example).ids) for r in rollouts]
     return found
+
+
+def _read_by_other_tokens(writer: Writer, rollouts: Sequence[Rollout], found: dict[str, Any]) -> None:
+    """Add the completions in the tokens of a teacher with another tokenizer, and the spans of both sides."""
+    name, term = next((n, t) for n, t in writer.method.terms.items() if isinstance(t, SpanTerm))
+    other = writer.objective.state_of(name, term.teacher).module
+    assert isinstance(other, OtherTokenizer)
+    teacher, stop = other.student[0], writer.stop
+    end, prompts = turn_end(teacher.tokenizer), dict[int, list[int]]()
+    found[SPANS], mine, theirs = ([], []), [[-1] * len(r.ids) for r in rollouts], list[list[int]]()
+    for row, rollout in enumerate(rollouts):
+        i = rollout.example
+        if i not in prompts:
+            prompts[i] = rendered(teacher.tokenizer, writer.data.rows[i].messages)
+        reading = other.pairing.read(rollout.ids, stop, end, term.positions)
+        if reading is None or not teacher.fits(len(prompts[i]) + len(reading.ids)):
+            found["unread"] += 1
+            continue
+        mine[row] = reading.student
+        theirs.append(reading.teacher)
+        found[SPANS][0].append((prompts[i], reading.ids))
+        found[SPANS][1].append(row)
+    found["student_spans"], found["teacher_spans"] = _padded(mine), _padded(theirs)
+
+
+def _padded(spans: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(rows, T), -1 behind the end of each."""
+    rows = [torch.tensor(row, dtype=torch.int64) for row in spans]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1) if rows else torch.zeros(0, 0)
 
 
 def check(method: Language) -> None:
@@ -475,5 +513,7 @@ def check(method: Language) -> None:
     for name, term in method.terms.items():
         if method.source.samples < term.group:
             raise RecipeError(f"term {name!r} compares the samples of a prompt; give at least {term.group} samples")
+        if isinstance(term, SpanTerm) and isinstance(term.teacher, External) and term.teacher.source is None:
+            raise RecipeError(f"term {name!r} has no teacher; name one, as in gold('FOLDER') or uld('FOLDER')")
         if AGAINST in read_views(term) and method.against is None:
             raise RecipeError(f"term {name!r} turns away from the context 'against', and the method has none")

@@ -8,7 +8,7 @@ template and end in the same way, the completion is joined as token ids, and not
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -393,13 +393,18 @@ def completed(tokenizer: Any, text: str) -> list[int]:
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], *(ids or ([] if end is None else [end]))]
 
 
-def template_notes(tokenizer: Any) -> list[str]:
-    """What is unusual in how a model's chat template begins and ends a turn, a line each."""
+def template_notes(tokenizer: Any, ends: Collection[int] = ()) -> list[str]:
+    """What is unusual in how a model's chat template begins and ends a turn, a line each.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        ends: Tokens that end an answer by the model's generation config, which may be more than the tokenizer names.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return ["the model has no chat template: a prompt is the contents of its turns, a line each"]
     notes, end, eos = list[str](), turn_end(tokenizer), tokenizer.eos_token_id
     ids, tail = _turn_tail(tokenizer, _template_text(tokenizer))
-    if end is not None and end != eos:
+    if end is not None and end != eos and end not in ends:
         name, other = (repr(tokenizer.decode([token])) for token in (end, eos if eos is not None else end))
         tells = f"and the tokenizer calls {other} the end" if eos is not None else "and the tokenizer names no end"
         notes.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +15,12 @@ from ..core import distributed
 from ..core.logits import Logits, picked
 from ..core.step import Batch, Forward, ForwardPlan, Passes, TrainingClock
 from ..data.prompts import Prompts
-from ..errors import VitalsError
+from ..errors import DataError, VitalsError
 from ..losses.chunked.definitions import ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, log_probabilities
-from ..models.causal_lm import Causal, completion_rows, completions, packed
+from ..models.causal_lm import Causal, check_length, completion_rows, completions, packed
 from ..teachers import CurrentStudent, External
+from ..terms.spans import SpanTerm
 from ..training.state import Evaluation
 from .completions import CONTEXT, Writer, views
 from .contexts import LEAK, Context, NoContext, Rollout, completed, paired, rendered
@@ -84,23 +86,56 @@ def figures(judged: dict[str, Any], right: bool) -> dict[str, float]:
     return {"accuracy" if right else "nll": 1 - mean if right else mean, **kept}
 
 
-def evaluate(writer: Writer, suite: Prompts | None, who: str) -> Evaluation:
+def evaluate(writer: Writer, suite: Prompts | None, who: str, ids: Sequence[int] | None = None) -> Evaluation:
     """Losses of the writer's model on the audit rows and on prior tasks, with their means.
 
     Args:
         writer: who answers.
         suite: prior tasks, whose test rows are asked.
         who: its name, for messages of progress.
+        ids: of rows in the place of the audit rows.
     """
     data, model = writer.data, writer.model
-    wait = writer.waiting(f"{who} answers", len(data.audit) + (0 if suite is None else len(suite.test)))
+    asked = data.audit.tolist() if ids is None else ids
+    wait = writer.waiting(f"{who} answers", len(asked) + (0 if suite is None else len(suite.test)))
     how = (writer.greedy, writer.referee, wait)
     with distributed.whole(model):
-        by_row: dict[str, Any] = {"losses": losses(model, data, data.audit.tolist(), *how)}
+        by_row: dict[str, Any] = {"losses": losses(model, data, asked, *how)}
         if suite is not None:
             by_row["suite"] = losses(model, suite, suite.test.tolist(), *how)
     passes = Passes(evaluation=sum(map(len, by_row.values())))
     return Evaluation(figures(by_row, checked(data)), by_row["losses"], by_row.get("suite", []), passes)
+
+
+def evaluate_best(writer: Writer, suite: Prompts | None, who: str) -> tuple[Evaluation, dict[str, float]]:
+    """The evaluation of the writer's model where it is one; of peers that of the best on the audit rows, which answers
+    from here on. Among equals it is the first.
+
+    Args:
+        writer: who answers.
+        suite: prior tasks; of peers the chosen one alone is asked them.
+        who: its name, for messages of progress.
+
+    Returns:
+        The evaluation, whose passes are those of all, and of peers the mean loss of each candidate.
+    """
+    names = writer.model.candidates
+    if len(names) == 1:
+        return evaluate(writer, suite, who), {}
+    found = list[Evaluation]()
+    for number, name in enumerate(names):
+        writer.model.choose(number)
+        found.append(evaluate(writer, None, f"{who}, {name},"))
+    means = [math.fsum(one.losses) / max(1, len(one.losses)) for one in found]
+    best = min(range(len(names)), key=means.__getitem__)
+    writer.model.choose(best)
+    passes = sum((one.passes for one in found), Passes())
+    chosen = replace(found[best], passes=passes)
+    if suite is not None:
+        prior = evaluate(writer, suite, f"{who}, {names[best]},", [])
+        metrics = {**chosen.metrics, "kept": prior.metrics["kept"]}
+        chosen = replace(chosen, metrics=metrics, guard=prior.guard, passes=passes + prior.passes)
+    return chosen, dict(zip(names, means, strict=True))
 
 
 def read(model: Causal, x: Tensor) -> tuple[Logits, Tensor]:
@@ -227,6 +262,24 @@ def check_teachers(writer: Writer, warn: Callable[[str], None]) -> None:
             f"warning: the context of term {name!r} adds nothing to any of {len(writer.data.labelled)} prompts: its "
             "teacher differs from the student by its weights alone"
         )
+
+
+def check_other_prompts(writer: Writer) -> None:
+    """Make the prompts of a teacher with a tokenizer of its own, of all rows that teach.
+
+    Raises:
+        DataError: its chat template refuses one, or one fills its context.
+    """
+    for name, term in writer.method.terms.items():
+        if isinstance(term, SpanTerm):
+            (teacher,) = writer.objective.state_of(name, term.teacher).module.student
+            for i in writer.data.labelled.tolist():
+                where = f"{writer.data.name}:{writer.data.rows[i].line}"
+                try:
+                    prompt = rendered(teacher.tokenizer, writer.data.rows[i].messages)
+                except DataError as error:
+                    raise DataError(f"{where}: what the teacher {term.teacher} reads: {error}") from error
+                check_length(prompt, teacher, 1, f"{where}: what the teacher reads")
 
 
 def _adds(writer: Writer, context: Context) -> bool:

@@ -5,16 +5,18 @@ What a recipe for language models is, in words; and what its teacher reads that 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from ..core.parts import BaseTerm, Teacher, Term
 from ..data.prompts import Prompts
 from ..gates.tokens import AfterTokens, ImportanceWeight, Product
-from ..io.expressions import Count, Positive, Size, checked, expression_name
+from ..io.expressions import Count, NonNegative, Positive, Size, checked, expression_name
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import TopK
 from ..methods.cards import argument_lines, describe
+from ..models.causal_peers import AdapterPeers
 from ..teachers import CurrentStudent, Ema, Frozen, Generation, Labels
 from ..teachers.weights import GeometricMixture
 from ..terms.tokens import PerSequence, PolicyGradient, PreferenceTerm, TeacherReturns
@@ -30,6 +32,7 @@ from .completions import (
     named_teacher,
 )
 from .contexts import NoContext, Rollout, difference
+from .cross_tokenizer import gold, uld
 from .methods_2026 import eopd, gates, hindsight, lsm, opsdc, opsdl, sd_zero, srpo
 from .sampling import Sampling
 
@@ -60,6 +63,43 @@ def sft(epochs: Count = 1) -> Language:
     ['label']
     """
     return Language({"label": _likelihood()}, source=Demonstrations(), advice=(("epochs", epochs), ("lr", 2e-5)))
+
+
+def mutual_adapters(peers: Size = 2, weight: NonNegative = 1.0, epochs: Count = 1) -> Language:
+    """Deep mutual learning of language models: adapters of one frozen base that learn together and teach each other.
+
+    Equation::
+
+        L = sum_k mean_t [-log p_k(c_t | x, c_<t) + w / (K - 1) sum_{l != k} KL(sg p_l,t || p_k,t)]
+
+    Each peer begins with an adapter drawn by another seed, and all read the same batch. The final model is the peer
+    with the smallest mean loss on the validation split, or the mean of their updates where that is better there.
+
+    Args:
+        peers: Number K of adapters, 2 to 16.
+        weight: Weight w of what the others teach, 0 or more; at 0 the peers learn apart.
+        epochs: Passes over the demonstrations, where the run names neither steps nor epochs.
+
+    Returns:
+        The recipe, with the terms ``label0``, ``label1``, ``peer0_1`` (what peer 1 teaches peer 0) and ``peer1_0``.
+
+    Departs: The paper trains whole networks, and takes the mean over peers. Rank and learning rate are this package's.
+
+    Needs: a demonstration on each prompt.
+
+    Source: Zhang et al., Deep Mutual Learning, CVPR 2018, equations 4 and 7.
+
+    >>> mutual_adapters(3).wrap_model
+    AdapterPeers(peers=3)
+    """
+    group, divergence = AdapterPeers(peers), TokenDivergence(ForwardKL())
+    heads = [f"peer{k}" for k in range(group.peers)]
+    terms = {f"label{k}": Term(Labels(), TokenCrossEntropy(), head=head) for k, head in enumerate(heads)}
+    for k, other in itertools.permutations(range(peers), 2):
+        w = weight / (peers - 1)
+        terms[f"peer{k}_{other}"] = Term(CurrentStudent(head=heads[other]), divergence, head=heads[k], weight=w)
+    advice = (("epochs", epochs), ("lora", 16), ("lr", 1e-4))
+    return Language(terms, source=Demonstrations(), wrap_model=group, advice=advice)
 
 
 def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: Size = 1024) -> Language:
@@ -468,8 +508,8 @@ def grpo(samples: Count = 8, clip: float = 0.2, max_tokens: Size = 512) -> Langu
 
 
 RECIPES = {f.__name__: checked(f) for f in (
-    context_distillation, eopd, gates, gkd, grpo, hindsight, lsm, minillm, opcd, opsd, opsdc, opsdl, rest, rft, sd_zero,
-    sdft, sdft_2024, sdpo, sft, spin, srpo, ssd, star,
+    context_distillation, eopd, gates, gkd, gold, grpo, hindsight, lsm, minillm, mutual_adapters, opcd, opsd, opsdc,
+    opsdl, rest, rft, sd_zero, sdft, sdft_2024, sdpo, sft, spin, srpo, ssd, star, uld,
 )}  # fmt: skip
 
 
@@ -491,9 +531,10 @@ def card(name: str, method: Language | None = None) -> dict[str, Any]:
 
 def _cost(method: Language) -> float:
     """Passes in units of a step of sft on as many tokens; what sampling takes is not in it."""
-    teachers = len({term.teacher for term in method.terms.values() if term.teacher and not term.teacher.labels})
-    views = len(method.student_views()[0])
-    return round(views + teachers * views / 3, 3)
+    asked = {term.teacher for term in method.terms.values() if term.teacher and not term.teacher.labels}
+    teachers = len([teacher for teacher in asked if teacher.view or not isinstance(teacher, CurrentStudent)])
+    views, peers = len(method.student_views()[0]), method.wrap_model.peers if method.wrap_model else 1
+    return round(peers * views + teachers * views / 3, 3)
 
 
 def explain(expression: str, method: Language) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,13 +31,14 @@ from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
 from ..io.expressions import Range, expression_name, one_line
 from ..io.files import FORMAT, check_format
-from ..io.run_record import Request, read_record
+from ..io.run_record import VLLM, Request, read_record
 from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..methods.prior import read_most
 from ..methods.registry import is_auto, read_method
 from ..models.causal_folder import check_save, rounded
 from ..models.causal_lm import Causal, Pretrained
+from ..models.causal_peers import AdapterPeers, CausalPeers
 from ..models.hub import ENCODERS, causal, is_adapter, locate, stored_dtype
 from ..models.store import model_folder
 from ..training import budget, threads
@@ -45,12 +46,23 @@ from ..training.fit import Result, choose_device
 from ..training.shortlist import WORDS, Trial, candidate_folder, copy_log, foreword, refuse_budget, try_each
 from ..training.task_type import Listeners, Predictor
 from . import evaluation
-from .completions import Language
+from .completions import Language, check
 from .contexts import template_notes
+from .eval_harness import HarnessTasks, TaskScores
 from .prompt_check import check_answers, check_prompts, long_prompts, without
 from .recipes import RECIPES, sft
-from .sampling import ContinuousBatching, Engine, RewardCheckers, Sampling, WritingProgress, by_transformers, export
+from .sampling import (
+    ContinuousBatching,
+    Engine,
+    RewardCheckers,
+    Sampling,
+    Vllm,
+    WritingProgress,
+    by_transformers,
+    export,
+)
 from .trainer import fit
+from .vllm_engine import check_vllm
 
 CARD = "selfdistill.json"  # in a model folder: what plain transformers does not know of it
 
@@ -107,6 +119,7 @@ class LanguageRun:
     suite: Prompts | None
     max_tokens: int
     note: str = ""
+    tasks: HarnessTasks | None = None
 
     def threads(self) -> int:
         """The threads that torch has."""
@@ -144,6 +157,8 @@ class LanguageRun:
     @property
     def engine(self) -> Engine:
         """What writes completions."""
+        if self.request.engine == VLLM:
+            return _vllm()
         return by_transformers if self.request.engine is None else ContinuousBatching()
 
 
@@ -203,11 +218,11 @@ def shortlisted(request: Request) -> AutoLanguageRun:
     )
 
 
-def prepare(request: Request) -> LanguageRun:
-    """Load the prompts and fill in what the request leaves open.
+def _refuse_options(request: Request) -> None:
+    """Refuse options that only networks have, and an engine that is not there.
 
     Raises:
-        DataError: the prompts, the suite or the model; or an option that only networks have.
+        DataError: There is one.
     """
     if request.decisions is not None:
         raise DataError(f"--labels {request.decisions} is a file of labels, and prompts have none; give a number")
@@ -216,6 +231,17 @@ def prepare(request: Request) -> LanguageRun:
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
         raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
+    if request.engine == VLLM:
+        check_vllm(request.device, request.load_in_4bit)
+
+
+def prepare(request: Request) -> LanguageRun:
+    """Load the prompts and fill in what the request leaves open.
+
+    Raises:
+        DataError: the prompts, the suite or the model; or an option that only networks have.
+    """
+    _refuse_options(request)
     if is_auto(request.method):
         return shortlisted(request)
     data = _load(request)
@@ -239,9 +265,7 @@ def prepare(request: Request) -> LanguageRun:
         student_template=request.student_template,
         teacher_template=request.teacher_template,
     )
-    check_save(_save(request), lora, request.load_in_4bit)
-    if _save(request) != "merged" and is_adapter(locate(model)):
-        raise DataError(f"{model} is an adapter, which can be no base of another one; give --save merged")
+    _check_parts(request, method, model, lora)
     reader = build.check()
     if request.skip_long:
         data = without(data, list(long_prompts(reader, method, data, most)))
@@ -256,11 +280,28 @@ def prepare(request: Request) -> LanguageRun:
     settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
     settings.setdefault("clip", advice.get("clip", 1.0))
     fields = _field_notes(request, data, expression, method)
-    templates = template_notes(reader.tokenizer)
+    templates = template_notes(reader.tokenizer, reader.ends)
     if reader.teacher_template and not (method.distils or method.source.contexts):
         templates.append(f"--teacher-template changes nothing: nothing of {expression} is read with a context")
     note = "\n".join([*fields, *notices(data.name, data.describe()), *templates])
-    return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
+    tasks = HarnessTasks(request.eval_tasks.split("|")) if request.eval_tasks else None
+    return LanguageRun(request, data, method, expression, build, settings, suite, most, note, tasks)
+
+
+@cache
+def _vllm() -> Vllm:
+    """The one engine of the process, whose memory all trainings share."""
+    return Vllm()
+
+
+def _check_parts(request: Request, method: Language, model: str, lora: int) -> None:
+    """Refuse parts that do not fit each other, and a rank that cannot be trained, or saved as the request asks."""
+    check(method)
+    if isinstance(method.wrap_model, AdapterPeers):
+        method.wrap_model.check(lora, request.checkpointing)
+    check_save(_save(request), lora, request.load_in_4bit)
+    if _save(request) != "merged" and is_adapter(locate(model)):
+        raise DataError(f"{model} is an adapter, which can be no base of another one; give --save merged")
 
 
 def _save(request: Request) -> str:
@@ -416,7 +457,7 @@ class Evaluator:
     def __init__(self, ready: LanguageRun, device: torch.device, hear: Callable[[str], None] | None = None) -> None:
         self.hear = hear if distributed.rank() == 0 else None
         self.ready, self.referee, self.right = ready, RewardCheckers(), evaluation.checked(ready.data)
-        self.model: Causal = ready.build().to(device).eval()
+        self.model: Causal = ready.method.student(ready.build)().to(device).eval()
         if not self.model.has_adapter:  # what is judged is what is saved
             rounded(self.model.lm, self.model.saved_dtype)
         self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
@@ -443,11 +484,21 @@ class Evaluator:
         }
         if suite is not None:
             scores["suite"] = evaluation.losses(model, suite, suite.test.tolist(), sampling, self.referee, wait)
+        if self.ready.tasks is not None:
+            scores["tasks"] = self.ready.tasks.scores(model)
         return scores
 
     def figures(self, asked: dict[str, Any]) -> dict[str, float]:
-        """Accuracy (or NLL), accuracy on the suite, and length."""
-        return {**evaluation.figures(asked, self.right), "length": asked["length"]}
+        """Accuracy (or NLL), accuracy on the suite, score on the documents of the harness's tasks, and length."""
+        documents = _documents(asked)
+        tasks = {"tasks": math.fsum(documents) / len(documents)} if documents else {}
+        return {**evaluation.figures(asked, self.right), **tasks, "length": asked["length"]}
+
+
+def _documents(asked: dict[str, Any]) -> list[float]:
+    """The scores on the documents of all tasks of the harness."""
+    tasks: list[TaskScores] = asked.get("tasks", [])
+    return [score for task in tasks for score in task.scores]
 
 
 def spread(gains: Sequence[float], bounded: bool = True) -> tuple[float, float | None]:
@@ -521,7 +572,10 @@ def _result(
         "against": {"before": _against(answers, before, evaluator.right)},
         "trouble": evaluator.referee.trouble(),
     }  # fmt: skip
+    if isinstance(model := evaluator.final_model(trained), CausalPeers):
+        result["adapter"] = model.candidates[int(model.chosen)]
     models = {"before": before, "test": answers}
+    result |= _by_task(before, answers)
     if control is not None:
         theirs = evaluator.asked(control.generations[-1].weights, "sft()")
         result["plain"] = {
@@ -548,7 +602,37 @@ def _without_copies(models: dict[str, dict[str, Any]], data: Prompts, evaluator:
 
 def _against(ours: dict[str, Any], theirs: dict[str, Any], bounded: bool) -> dict[str, Any]:
     comparisons = {"test": paired(ours["losses"], theirs["losses"], bounded)}
-    return comparisons | ({"kept": paired(ours["suite"], theirs["suite"])} if "suite" in ours else {})
+    if "suite" in ours:
+        comparisons["kept"] = paired(ours["suite"], theirs["suite"])
+    if documents := _documents(ours):
+        comparisons["tasks"] = _task_gain(documents, documents if ours is theirs else _documents(theirs))
+    return comparisons
+
+
+def _task_gain(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """As of `paired`, of scores: more is better, and some metrics do not lie between 0 and 1."""
+    losses = [-score for score in ours]
+    others = losses if ours is theirs else [-score for score in theirs]
+    return paired(losses, others, all(0.0 <= score <= 1.0 for score in (*ours, *theirs)))
+
+
+def _by_task(before: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """What the model before and the final one score on each task of the harness; empty where there is none."""
+    pairs: list[tuple[TaskScores, TaskScores]] = list(
+        zip(before.get("tasks", []), answers.get("tasks", []), strict=True)
+    )
+    rows = [
+        {
+            "task": new.task,
+            "metric": new.metric,
+            "rows": len(new.scores),
+            "before": old.mean,
+            "after": new.mean,
+            **_task_gain(new.scores, new.scores if before is answers else old.scores),
+        }
+        for old, new in pairs
+    ]
+    return {"eval_tasks": rows} if rows else {}
 
 
 class Completions(NamedTuple):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,12 +25,13 @@ from torch import Tensor, nn
 from .. import rng
 from ..data.examples import Example
 from ..data.rewards import Checker, names_function
-from ..errors import DataError, RecipeError
+from ..errors import RecipeError
 from ..io.files import line_due, seconds_left, write
 from ..models.causal_folder import save_causal
 from ..models.causal_lm import Causal, ModelView, check_length
 from . import continuous_batching
 from .contexts import Rollout, begins_thought, spoken, turn_end
+from .vllm_engine import VllmModel
 
 
 @dataclass(frozen=True)
@@ -227,9 +227,18 @@ class ContinuousBatching:
         return [(ids, None) for ids in said]
 
 
+def _inner(engine: Engine) -> Engine:
+    """The engine that writes."""
+    return engine.engine if isinstance(engine, WritingProgress) else engine
+
+
+def _is_vllm(engine: Engine) -> bool:
+    return isinstance(_inner(engine), Vllm)
+
+
 def _in_slots(engine: Engine, model: Causal, sampling: Sampling) -> bool:
     """Whether all prompts of a call are written in one batch that is refilled."""
-    inner = engine.engine if isinstance(engine, WritingProgress) else engine
+    inner = _inner(engine)
     on_cpu = next(model.parameters()).device.type == "cpu"
     greedy = inner is by_transformers and sampling.temperature == 0 and on_cpu
     return (greedy or isinstance(inner, ContinuousBatching)) and continuous_batching.fits(model)
@@ -248,56 +257,55 @@ def _refilled(
     return write(engine.wrote) if isinstance(engine, WritingProgress) else write()
 
 
-class Vllm:
-    """Sampling by vLLM, where it is installed: the weights are handed over as files whenever they have changed.
+#: Fields of a config that saving writes, and that tell no models apart.
+_SAVED = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
-    Its log-probabilities differ from the trainer's by rounding; they come with the completions and `importance`
-    corrects for them. ``load(folder)`` makes the engine.
+
+class Vllm:
+    """Sampling by vLLM on the GPU that trains (`vllm_engine`): all prompts of a call at once, by the weights of now.
+
+    Its log-probabilities differ from the trainer's by kernels and rounding. They come with the completions, and
+    `ImportanceWeight` corrects for them by truncated importance sampling. Never run with a real engine.
     """
 
-    def __init__(self, load: Callable[[str], Any] | None = None) -> None:
-        self._load, self._engine, self._of = load or _vllm, None, ""
+    def __init__(self) -> None:
+        self._model: VllmModel | None = None
+        self._config, self._digest = dict[str, Any](), ""  # of its model, and of the weights in its folder
 
     def __call__(
         self, model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
     ) -> list[tuple[list[int], tuple[float, ...] | None]]:
         from ..io.tensors import digest
 
-        now = digest(model.learning())
-        if now != self._of:
-            self._engine = None  # free its memory first
-            with tempfile.TemporaryDirectory() as folder:
-                export(model, folder)
-                self._engine, self._of = self._load(folder), now
-        assert self._engine is not None
-        found = self._engine.generate(
-            [{"prompt_token_ids": list(p)} for p in prompts],
-            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
-             "max_tokens": sampling.max_tokens, "seed": seed, "logprobs": 0},
-        )  # fmt: skip
-        return [_read(one.outputs[0]) for one in found]
+        now, config = digest(model.learning()), model.plain.config.to_dict()
+        for name in _SAVED:
+            config.pop(name, None)
+        write = partial(export, model)
+        changed = now != self._digest
+        if self._model is None or config != self._config:
+            self._model = None  # its memory is free before another one asks for it
+            self._model, changed = VllmModel(write, str(model.saved_dtype).removeprefix("torch.")), False
+        self._config, self._digest = config, now
+        options = [self._options(model, sampling, rng.seed(seed, row)) for row in range(len(prompts))]
+        found = self._model.generate(prompts, options, write if changed else None)
+        return [(one.ids, one.log_probs) for one in found]
 
-
-def _vllm(folder: str) -> Any:
-    try:
-        import vllm  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise DataError("vLLM is not installed; install it, or leave the engine to transformers") from None
-    engine = vllm.LLM(model=folder)
-
-    class Loaded:
-        def generate(self, prompts: Any, options: dict[str, Any]) -> Any:
-            return engine.generate(prompts, vllm.SamplingParams(**options), use_tqdm=False)
-
-    return Loaded()
-
-
-def _read(output: Any) -> tuple[list[int], tuple[float, ...] | None]:
-    ids = list(output.token_ids)
-    chosen = None if output.logprobs is None else tuple(
-        float(at[i].logprob) for at, i in zip(output.logprobs, ids, strict=True)
-    )  # fmt: skip
-    return ids, chosen
+    @staticmethod
+    def _options(model: Causal, sampling: Sampling, seed: int) -> dict[str, Any]:
+        """Of `SamplingParams`."""
+        padding = range(model.vocabulary, model.plain.get_output_embeddings().weight.shape[0])
+        return {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,  # -1: all
+            "max_tokens": sampling.max_tokens,
+            "seed": seed % 2**63,
+            "logprobs": 0,  # of the token that was drawn alone
+            "stop_token_ids": ends(model),
+            "ignore_eos": True,  # those tokens alone end it
+            "logit_bias": dict.fromkeys(padding, -100.0) or None,  # outputs that are no token
+            "detokenize": False,
+        }
 
 
 def export(model: Causal, folder: str | Path, save: str = "merged", base: str = "") -> None:
@@ -334,8 +342,9 @@ def roll(
         return [_rollout_of(model, prompt, ids, None) for prompt, ids in zip(prompts, said, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), i))
     found: dict[int, Rollout] = {}
-    for number, start in enumerate(range(0, len(order), CHUNK)):
-        few = order[start : start + CHUNK]
+    chunk = len(order) if by is None and _is_vllm(engine) else CHUNK  # vLLM makes batches of its own
+    for number, start in enumerate(range(0, len(order), max(1, chunk))):
+        few = order[start : start + chunk]
         seed = rng.seed(*address, number)
         asked = [prompts[i][1] for i in few]
         written = (
@@ -385,24 +394,30 @@ class CompletionFile:
 
     def __init__(self, path: Path | None, of: str = "") -> None:
         self.path, self.of = path, of
-        self.draws = dict[int, int]()  # by part: how many completions were drawn for it
+        self.draws = dict[int, tuple[int, int]]()  # by part: completions drawn for it, and their tokens
 
     @property
     def drawn(self) -> int:
         """Completions that were drawn for all parts, kept or not, and before a cut too."""
-        return sum(self.draws.values())
+        return sum(drawn for drawn, _ in self.draws.values())
+
+    @property
+    def written(self) -> int:
+        """The tokens of those."""
+        return sum(tokens for _, tokens in self.draws.values())
 
     def made(
-        self, parts: int, make: Callable[[int], list[Rollout]], count: Callable[[], int] = lambda: 0
+        self, parts: int, make: Callable[[int], list[Rollout]], count: Callable[[], tuple[int, int]] = lambda: (0, 0)
     ) -> list[Rollout]:
         """The rollouts of parts 0 to ``parts``, made or read; each part is written whole or not at all. ``count`` is
-        asked how many completions were drawn so far."""
+        asked how many completions were drawn so far, and of how many tokens."""
         found, kept = list[Rollout](), self._read()
         for part in range(parts):
             if part not in kept:
                 before = count()
                 kept[part] = make(part)
-                self.draws[part] = count() - before
+                after = count()
+                self.draws[part] = (after[0] - before[0], after[1] - before[1])
                 self._write(kept)
             found += kept[part]
         return found
@@ -416,14 +431,15 @@ class CompletionFile:
                 row = json.loads(line)
                 if row["of"] == self.of:
                     kept[int(row["part"])] = [_rollout(one) for one in row["rollouts"]]
-                    self.draws[int(row["part"])] = int(row.get("drawn", 0))
+                    self.draws[int(row["part"])] = (int(row.get("drawn", 0)), int(row.get("tokens", 0)))
         return kept
 
     def _write(self, kept: dict[int, list[Rollout]]) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"of": self.of, "part": part, "drawn": self.draws.get(part, 0),
+        counts = {part: self.draws.get(part, (0, 0)) for part in kept}
+        lines = [json.dumps({"of": self.of, "part": part, "drawn": counts[part][0], "tokens": counts[part][1],
                              "rollouts": [asdict(r) for r in rows]}) for part, rows in kept.items()]  # fmt: skip
         write(self.path, "\n".join(lines) + "\n")
 

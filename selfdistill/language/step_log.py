@@ -24,7 +24,13 @@ class StepLog(Callback):
 
     The first process writes it, of all processes. A run that is cut goes on with the lines up to its checkpoint; all
     but the seconds are those of a run that was not.
+
+    Attributes:
+        read: tokens that the student has read in all steps, prompts included.
     """
+
+    def __init__(self) -> None:
+        self.read = 0
 
     def before_training(self, state: RunState) -> None:
         path = _path(state)
@@ -39,6 +45,7 @@ class StepLog(Callback):
         learnt, read = distributed.add(torch.stack(tokens).to(state.device)).tolist()
         sums = {name: distributed.add(row).tolist() for name, row in state.last.items()}
         norm = None if state.gradient_norm is None else float(distributed.gathered(state.gradient_norm))
+        self.read += int(read)
         path = _path(state)
         if path is None or distributed.rank():
             return

@@ -25,7 +25,7 @@ from ..evaluation.label_errors import read_conflicts
 from ..evaluation.statistics import FEWEST
 from ..io.display import change
 from ..io.expressions import expression_name, nearest
-from ..io.run_record import CONTINUOUS, Request, read_lines
+from ..io.run_record import WRITERS, Request, read_lines
 from ..methods import recipes as network_recipes
 from ..methods.registry import AUTO, is_auto
 from ..models.causal_folder import card_fields
@@ -43,7 +43,7 @@ from ..training.comparison import (
     require_splits,
 )
 from ..training.fit import Result, choose_device
-from ..training.task_type import Rows, TaskType, generation_name
+from ..training.task_type import FigureTable, Rows, TaskType, generation_name
 from . import evaluation, recipes
 from .completions import Language, OncePerGeneration
 from .completions import check as check_method
@@ -103,7 +103,9 @@ def _require_scores(data: Prompts) -> None:
 # ---- the plan ------------------------------------------------------------------------------------------------------
 
 
-def planned(settings: ComparisonSettings, steps: int, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+def planned(
+    settings: ComparisonSettings, steps: int, costs: Mapping[str, float], fixed: Mapping[str, float] | None = None
+) -> tuple[float, list[Job]]:
     """The budget, and the first seed's jobs; what draws no completions gets as many steps as the longest method.
 
     >>> settings = ComparisonSettings(("grpo()", "sdft()"), (0, 1, 2), "completions")
@@ -112,8 +114,8 @@ def planned(settings: ComparisonSettings, steps: int, costs: Mapping[str, float]
     (320.0, [('grpo()', 10), ('sdft()', 80), ('before', 0), ('sft()', 10), ('sft(), longer', 80)])
     """
     seed, methods = settings.seeds[0], judged(settings.methods)
-    amount = max(costs[name] for name in methods)
-    longer = {name: matching_steps(steps, costs[name], amount) for name in costs if costs[name]}
+    amount, once = max(costs[name] for name in methods), fixed or {}
+    longer = {name: matching_steps(steps, cost, amount, once.get(name, 0.0)) for name, cost in costs.items() if cost}
     longest = max(longer.values(), default=steps)
     jobs = [Job(name, METHOD, longer.get(name, longest), seed, expression=name) for name in methods]
     jobs.append(Job(BEFORE, START, 0, seed))
@@ -165,16 +167,24 @@ def _scored(evaluator: Evaluator, weights: Any, trained: Result | None) -> dict[
         "curve": curve(trained) if trained else [],
         "decisions": [t.decision["accepted"] for t in trained.generations] if trained else None,
         "drawn": trained.history[-1].get("drawn", 0) if trained else 0,
+        "tokens": _tokens(evaluator.ready.method, trained),
         "audit": evaluation.figures({"losses": audit}, evaluator.right),
         "metrics": evaluator.figures(evaluator.asked(weights)),
         "trouble": evaluator.referee.trouble(),
     }
 
 
+def _tokens(method: Language, trained: Result | None) -> dict[str, int]:
+    """Tokens written by sampling, ``once`` a generation or at every step, and those read in training."""
+    last = trained.history[-1] if trained else {}
+    written, once = last.get("written", 0), method.source.once
+    return {"once": written if once else 0, "written": 0 if once else written, "read": last.get("read", 0)}
+
+
 def _teacher_cost(evaluator: Evaluator, trained: Result) -> float:
     """What another model's passes cost beyond the student's own, by its parameters; completions are the student's."""
     assert trained.objective is not None
-    for name, term in evaluator.ready.method.distils.items():
+    for name, term in evaluator.ready.method.terms.items():
         if isinstance(term.teacher, External):
             (other,) = trained.objective.state_of(name, term.teacher).module.student
             sizes = [sum(p.numel() for p in model.parameters()) for model in (other, evaluator.model)]
@@ -228,7 +238,7 @@ class LanguageDesign(ComparisonDesign):
         """The largest batch that one of the recipes advises; an adapter that one advises, all rows would need."""
         if settings.match == "trainings":
             raise DataError(
-                "--match trainings is for learners on tables; for prompts give steps, passes or completions"
+                "--match trainings is for learners on tables; for prompts give steps, passes, completions or tokens"
             )
         advice = {name: dict(read_recipe(name).advice) for name in settings.methods}
         for name, given in advice.items():
@@ -264,7 +274,7 @@ class LanguageDesign(ComparisonDesign):
             check_method(method)
             if drawn and isinstance(method.source, OncePerGeneration):
                 raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --match "
-                                  "completions cannot match it; give steps or passes")  # fmt: skip
+                                  "completions cannot match it; give steps, passes or tokens")  # fmt: skip
         if drawn and not any(method.sampling for method in recipes.values()):
             raise RecipeError("no method draws completions that --match completions could match; give steps or passes")
         for data in self._every_seed:
@@ -301,8 +311,8 @@ class LanguageDesign(ComparisonDesign):
         jobs = [Job(name, METHOD, steps, seed, expression=name) for name in judged(self.settings.methods)]
         return [*jobs, Job(SFT, CONTROL, steps, seed, expression=SFT)] if control else jobs
 
-    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
-        return planned(self.settings, self._steps(), costs)
+    def planned(self, costs: Mapping[str, float], fixed: Mapping[str, float] | None = None) -> tuple[float, list[Job]]:
+        return planned(self.settings, self._steps(), costs, fixed)
 
 
 # ---- the task type -------------------------------------------------------------------------------------------------
@@ -331,6 +341,7 @@ def holds_prompts(request: Request) -> bool:
 _PROMPT_OPTIONS = {
     "keep": "--keep",
     "checker": "--checker",
+    "eval_tasks": "--eval-tasks",
     "fields": "--columns",
     "student_template": "--student-template",
     "teacher_template": "--teacher-template",
@@ -359,6 +370,10 @@ VITALS = {
     "style": "share of that KL on tokens of style",
     "leakage": "answers that speak of what was not shown",
 }
+
+
+#: What a final model is compared on, in words that follow what it is compared with.
+_SPLITS = {"test": "", "kept": " on prior tasks", "tasks": " on tasks of lm-eval"}
 
 
 def _outcome(figures: Mapping[str, Any], against: str, nats: bool) -> str:
@@ -419,8 +434,8 @@ class LanguageTaskType(TaskType):
         for name, option in _PROMPT_OPTIONS.items():
             if not prompts and getattr(request, name):
                 raise DataError(f"{option} has a meaning for prompts alone; leave it out")
-        if not prompts and request.engine == CONTINUOUS:
-            raise DataError("--engine continuous has a meaning for prompts alone; leave it out")
+        if not prompts and request.engine in WRITERS:
+            raise DataError(f"--engine {request.engine} has a meaning for prompts alone; leave it out")
         return prompts
 
     def updates(self, record: Mapping[str, Any]) -> bool:
@@ -516,21 +531,44 @@ class LanguageTaskType(TaskType):
     def verdict(self, result: dict[str, Any]) -> str:
         """The gain of the final model over the model before training and the control, on prompts and prior tasks."""
         parts = []
-        for name, split in itertools.product(("before", "sft"), ("test", "kept")):  # run.json is sorted by name
+        for name, split in itertools.product(("before", "sft"), _SPLITS):  # run.json is sorted by name
             if figures := result["against"].get(name, {}).get(split):
                 nats = split == "test" and "nll" in result["test"]
                 against = "the model before" if name == "before" else f"{self.control} at equal steps"
-                parts.append(_outcome(figures, against + " on prior tasks" * (split == "kept"), nats))
+                parts.append(_outcome(figures, against + _SPLITS[split], nats))
         kept = (
             " No generation was accepted, so the final model is the model before training."
             if result["final_generation"] < 0
             else ""
         )
+        peer = f" It is {result['adapter']}, by validation." if "adapter" in result else ""
         trouble = f" {result['trouble']}." if result.get("trouble") else ""
         return (
             f"The final model {'; '.join(parts)} (over {result['data']['rows']['test']} test prompts)."
-            f"{kept}{trouble} One seed proves little; repeat with other --seed values, or use `selfdistill compare`."
+            f"{peer}{kept}{trouble} One seed proves little; repeat with other --seed values, or use "
+            "`selfdistill compare`."
         )
+
+    def tables(self, result: dict[str, Any]) -> Sequence[FigureTable]:
+        """The tasks of lm-eval one by one."""
+        found = result.get("eval_tasks")
+        if not found:
+            return []
+        rows = [
+            (
+                one["task"],
+                one["metric"],
+                str(one["rows"]),
+                f"{one['before']:.3f}",
+                f"{one['after']:.3f}",
+                change(one["gain"], "" if one["half"] is None else f" ± {one['half']:.2g}", ".3f"),
+                one["verdict"] or "-",
+            )
+            for one in found
+        ]
+        head = ("task", "metric", "documents", "before", "final model", "gain, 95 %", "verdict")
+        caption = "The mean of each task's first metric; gains are paired by document. Verdicts are not corrected."
+        return [FigureTable("Tasks of lm-eval", head, rows, caption)]
 
     def card_fields(self, result: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
         """With the base model."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from ..data.prompts import Prompts
 from ..data.sampler import Order
 from ..errors import DataError, VitalsError
 from ..io.tensors import digest
-from ..models.causal_lm import Causal, Pretrained, completion_rows, packed
+from ..models.causal_lm import Causal, Pretrained, packed
+from ..terms.spans import SpanTerm
 from ..training.callbacks import AuditNotice
 from ..training.checkpointing import identity
 from ..training.fit import Result, choose_device, drive, join, run_folder
@@ -32,11 +33,13 @@ from ..training.task import Callback, Task, autocast, new_model
 from ..training.trainer import Trainer
 from . import evaluation
 from .alarms import RESPONSES, Alarm, Reading, alarms, reading
-from .completions import AGAINST, CONTEXT, Language, TeacherMixed, Writer, check, views
-from .contexts import Rollout, completed, rendered
+from .batches import completion_batch, known_counts, separable
+from .completions import Language, TeacherMixed, Writer, check
+from .contexts import Rollout, completed, rendered, turn_end
 from .prompt_check import check_prompts
 from .sampling import CompletionFile, Engine, Vllm, by_transformers
 from .step_log import StepLog
+from .vllm_engine import ALONE
 
 PART = 32  # prompts whose completions are written between two saves
 
@@ -87,13 +90,15 @@ class LanguageTask(Task):
         if response not in (None, *RESPONSES):
             raise DataError(f"an alarm is followed by one of {', '.join(RESPONSES)}, not {response!r}")
         self.response, self.alarms, self.first = response, list[Alarm](), Reading()
-        self.build, self.data, self.method, self.suite = build, data, method, suite
+        self.data, self.method, self.suite = data, method, suite
+        self.build: Callable[[], Causal] = method.student(build)
         self.writer = Writer(method, data, seed=seed, max_tokens=max_tokens, engine=engine, hear=hear)
         self.audit_rows = len(data.audit)
         self.rollouts: list[Rollout] = []
         self.order: Order
         self.unread = 0
         self.step_log, self.group_lengths = StepLog(), group_lengths
+        self.candidates = dict[str, float]()  # the mean loss of each peer and of their mean, where there are peers
         self._evaluation: Evaluation | None = None  # of the weights as they are; answers take long
 
     @property
@@ -134,17 +139,23 @@ class LanguageTask(Task):
         objective = super().bind(state, previous)
         assert isinstance(state.model, Causal)
         self.writer.model, self.writer.objective, self.writer.autocast = state.model, objective, autocast(state)
+        for name, term in self.method.terms.items():
+            if isinstance(term, SpanTerm):
+                other = objective.state_of(name, term.teacher).module
+                other.match_ends(turn_end(state.model.tokenizer), turn_end(other.pairing.teacher))
         return objective
 
     def wrap(self, state: RunState) -> Any:
         """As the engine's. Every weight that learns is used at every step; the output matrix outside the wrapper's
-        forward pass, which hooks on gradients do not mind. What teachers hold is not sharded.
+        forward pass, which hooks on gradients do not mind. What teachers hold is sharded as the student is.
         """
         if distributed.size() == 1:
             return super().wrap(state)
         if state.settings.parallel != "fsdp":
             return distributed.replicated(state.model)
         distributed.shard_layers(state.model)
+        for view in state.objective.weight_views():
+            view.shard()
         with distributed.whole(state.model):  # FSDP takes the first module that is called for the outermost one
             self.writer.model.hidden_states(packed([([0], [0])]).to(state.device))
         return state.model
@@ -192,13 +203,18 @@ class LanguageTask(Task):
             state.report(f"generation {generation} writes: part {part + 1} of {len(parts)}")
             return self.method.source.rollouts(writer, parts[part], clock)
 
-        drawn = writer.drawn
+        drawn, written = writer.drawn, writer.written
+
+        def count() -> tuple[int, int]:
+            return writer.drawn, writer.written
+
         try:
-            rollouts = file.made(len(parts), make, lambda: writer.drawn) if distributed.rank() == 0 else []
+            rollouts = file.made(len(parts), make, count) if distributed.rank() == 0 else []
             distributed.most(0, state.device)  # the others wait until all is there to read
             if distributed.rank():
                 return file.made(len(parts), make)
-            writer.drawn = drawn + file.drawn  # those that an earlier process has written count too
+            # those that an earlier process has written count too
+            writer.drawn, writer.written = drawn + file.drawn, written + file.written
             state.passes += Passes(teacher=file.drawn)
             return rollouts
         finally:
@@ -236,54 +252,36 @@ class LanguageTask(Task):
         """The completions of this process in a step."""
         if self.method.source.once:
             return [self.rollouts[i] for i in rows.tolist()]
-        model = state.model
-        with distributed.whole(model) if self.method.sampling else contextlib.nullcontext():
+        with self.whole(state) if self.method.sampling else contextlib.nullcontext():
             rollouts = self.method.source.rollouts(self.writer, self.data.labelled[rows].tolist(), state.clock)
         state.passes, self.writer.passes = state.passes + self.writer.passes, Passes()
         return rollouts
 
+    @contextlib.contextmanager
+    def whole(self, state: RunState) -> Iterator[None]:
+        """Student and teachers in one piece on every process, each of which asks them as often as its own rows need."""
+        with distributed.whole(state.model), state.objective.whole():
+            yield
+
     def _parts(self, state: RunState, rollouts: Sequence[Rollout], examples: int) -> int:
         """In how many micro-batches a step goes through: the same number everywhere."""
         parts = state.settings.accumulate
-        if self._separable():
+        if separable(self.method):
             tokens = sum(len(r.prompt) + len(r.ids) for r in rollouts)
             parts = max(parts, math.ceil(tokens / ROOM.get(state.device.type, tokens)))
         return -distributed.most(-min(distributed.most(parts, state.device), examples), state.device)
 
     def batch(self, state: RunState, rollouts: Sequence[Rollout]) -> Batch:
         """What the terms read of some completions."""
-        seen = views(self.writer, rollouts)
-        self.unread += seen["unread"]
-        extra = {"reward": seen["rewards"], "group": seen["examples"]}
-        extra |= {"tutored": torch.tensor([r.tutored for r in rollouts])}
-        extra |= {"trusted": torch.tensor([r.trusted for r in rollouts])}
-        if rollouts and all(r.log_probs is not None for r in rollouts):
-            log_probs = [torch.tensor(r.log_probs) for r in rollouts]
-            extra["log_prob"] = nn.utils.rnn.pad_sequence(log_probs, batch_first=True)
-        batch = Batch({"x": completion_rows(seen["x"], seen["examples"], **extra)})
-        for name in (CONTEXT, AGAINST):
-            if name in seen:
-                batch[name] = completion_rows(seen[name][0])._replace(align=seen[name][1])
-        if "other" in seen:
-            batch["other"] = completion_rows(seen["other"], seen["examples"])
-        return Batch({name: rows.to(state.device) for name, rows in batch.items()})
+        batch, unread = completion_batch(self.writer, rollouts, state.device)
+        self.unread += unread
+        return batch
 
     def counts(
         self, state: RunState, batches: Sequence[Batch], seed: Callable[[int], None]
     ) -> dict[str, Tensor] | None:
         """As the engine's, without a pass where none is needed."""
-        if not self._separable():
-            return super().counts(state, batches, seed)
-        counts = dict[str, Tensor]()
-        for name, term in self.method.terms.items():
-            each = [count for count in map(term.count_of, batches) if count is not None]
-            if len(each) < len(batches):
-                return super().counts(state, batches, seed)
-            counts[name] = distributed.add(torch.stack(each).sum())
-        return counts
-
-    def _separable(self) -> bool:
-        return all(term.separable for term in self.method.terms.values())
+        return known_counts(self.method, batches) or super().counts(state, batches, seed)
 
     # evaluation -------------------------------------------------------------------------------------------------------
 
@@ -291,13 +289,18 @@ class LanguageTask(Task):
         """The pre-trained model, once all prompts and contexts were made and are known to fit."""
         writer = self.writer
         check_prompts(writer.model.reader, self.method, self.data, self.suite, writer.greedy.max_tokens)
+        evaluation.check_other_prompts(writer)
         return evaluation.evaluate(self.writer, self.suite, "the model before")
 
     def evaluate(self, state: RunState) -> Evaluation:
-        """Answers to the audit rows and to prior tasks; asked again only when the weights have changed."""
+        """Answers to the audit rows and to prior tasks; asked again only when the weights have changed.
+
+        Of peers the best one on the audit rows is chosen, or their mean where that is better.
+        """
         if self._evaluation is not None:
             return replace(self._evaluation, passes=Passes())
-        self._evaluation = evaluation.evaluate(self.writer, self.suite, f"generation {state.clock.generation}")
+        who = f"generation {state.clock.generation}"
+        self._evaluation, self.candidates = evaluation.evaluate_best(self.writer, self.suite, who)
         return self._evaluation
 
     def forget_evaluation(self) -> None:
@@ -317,10 +320,12 @@ class LanguageTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         evaluation = self._evaluation.to_dict() if self._evaluation else None
-        return {"drawn": self.writer.drawn, "evaluation": evaluation, "first": asdict(self.first)}
+        counts = {"drawn": self.writer.drawn, "written": self.writer.written, "read": self.step_log.read}
+        return {**counts, "evaluation": evaluation, "first": asdict(self.first)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.writer.drawn = saved["drawn"]
+        self.writer.drawn, self.writer.written = saved["drawn"], saved.get("written", 0)
+        self.step_log.read = saved.get("read", 0)
         self._evaluation = Evaluation.from_dict(saved["evaluation"]) if saved["evaluation"] else None
         self.first = Reading(**saved.get("first", {}))
 
@@ -346,11 +351,17 @@ class LanguageChecks(Callback):
     def on_generation_end(self, state: RunState) -> None:
         self._warn_of_checkers(state)
         if self.task.unread:
-            state.warn(
-                f"warning: {self.task.unread} solutions or feedbacks of generation {state.clock.generation} did not "
-                f"fit into the model's context of {self.task.writer.model.context_length} tokens, and "
-                "taught nothing; lower --max-tokens"
-            )
+            state.warn(f"warning: {self.task.unread} {self._unread()}, and taught nothing; lower --max-tokens")
+
+    def _unread(self) -> str:
+        """What was not read, and why."""
+        writer, generation = self.task.writer, self.task.writer.objective.clock.generation
+        if any(isinstance(term, SpanTerm) for term in writer.method.terms.values()):
+            return f"completions of generation {generation} were no text that the teacher's tokenizer reads as it is"
+        room = writer.model.context_length
+        return (
+            f"solutions or feedbacks of generation {generation} did not fit into the model's context of {room} tokens"
+        )
 
     def _warn_of_checkers(self, state: RunState) -> None:
         """Say which checkers raised, where it is news."""
@@ -361,8 +372,8 @@ class LanguageChecks(Callback):
 
 
 class LanguageVitals(Callback):
-    """Logs the completions drawn so far, and at the end of a generation the vitals of language, which cost two rounds
-    of answers.
+    """Logs the completions drawn so far, their tokens and those read in training, and at the end of a generation the
+    vitals of language, which cost two rounds of answers.
     """
 
     def __init__(self, task: LanguageTask) -> None:
@@ -370,13 +381,15 @@ class LanguageVitals(Callback):
 
     def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         writer = self.task.writer
-        entry["drawn"] = drawn = writer.drawn
+        entry["drawn"], entry["written"], entry["read"] = counts = writer.drawn, writer.written, self.task.step_log.read
+        if self.task.candidates:
+            entry["candidates"] = self.task.candidates
         if not state.settings.vitals or state.clock.step < state.clock.length:
             return
-        with distributed.whole(state.model):
+        with self.task.whole(state):
             entry["language"] = evaluation.measure(writer)
-        state.passes += Passes(evaluation=writer.drawn - drawn)
-        writer.drawn, writer.passes = drawn, Passes()  # nothing is learnt from looks
+        state.passes += Passes(evaluation=writer.drawn - counts[0])
+        writer.drawn, writer.written, writer.passes = *counts[:2], Passes()  # nothing is learnt from looks
         if self.task.response:
             self._look(state, entry)
 
@@ -468,7 +481,7 @@ def fit(
         The model of the best audited generation, and what all of them took.
 
     Raises:
-        DataError: prompts lack what the method needs, or do not fit the model's context; vLLM under FSDP.
+        DataError: prompts lack what the method needs, or do not fit the model's context; vLLM in several processes.
         VitalsError: a context is broken, so that student and teacher would not read the same completion.
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
@@ -477,7 +490,7 @@ def fit(
     method.check_fields(data, "this method")
     device = choose_device(device)
     join(device)
-    _check_engine(engine, method, parallel)
+    check_engine(engine, method, parallel)
     folder = run_folder(out, resume)
     arguments["precision"] = precision or (build.precision if isinstance(build, Pretrained) else "float32")
     chosen = _settings({field.name: arguments[field.name] for field in fields(Settings)}, method, data)
@@ -489,12 +502,24 @@ def fit(
     return drive(trainer, resume, progress)
 
 
-def _check_engine(engine: Engine, method: Language, parallel: str) -> None:
-    """Refuse an engine that the method or the processes cannot use."""
+def check_engine(engine: Engine, method: Language, parallel: str) -> None:
+    """Refuse an engine that the method or the processes cannot use.
+
+    Args:
+        engine: What writes completions.
+        method: The recipe.
+        parallel: How several processes train, as of `Settings`.
+
+    Raises:
+        DataError: Student and teacher are to write together by another engine, FSDP would shard peers, or vLLM
+            is to write for several processes.
+    """
     if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
         raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
-    if distributed.size() > 1 and parallel == "fsdp" and isinstance(engine, Vllm):
-        raise DataError("vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM away")
+    if distributed.size() > 1 and parallel == "fsdp" and method.wrap_model is not None:
+        raise DataError("FSDP does not shard several adapters of a model; leave --parallel away")
+    if distributed.size() > 1 and isinstance(engine, Vllm):
+        raise DataError(ALONE)
 
 
 def _settings(given: Mapping[str, Any], method: Language, data: Prompts) -> Settings:

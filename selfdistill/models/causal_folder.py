@@ -46,7 +46,9 @@ def save_causal(
 ) -> None:
     """Write a language model in the dtype of its base, with its tokenizer and a card; safetensors only.
 
-    The adapter is merged in a copy. With ``both`` the adapter is in the folder ``adapter`` of the merged model.
+    The adapter is merged in a copy. With ``both`` the adapter is in the folder ``adapter`` of the merged model. Of
+    peers the one that answers is merged or saved, and beside an adapter all of them in the folders ``peer0``, ``peer1``
+    and so on.
 
     Args:
         model: The model, on any device.
@@ -65,8 +67,10 @@ def save_causal(
         _write_card(folder, "transformers", base)
     if save != "merged":
         place = folder / ADAPTER if save == "both" else folder
-        _save_adapter(model, place, base)
+        _save_adapter(model, place, base, str(model.adapter_name))
         _write_card(place, "peft", base)
+        for subfolder, name in model.adapters.items():
+            _save_adapter(model, place / subfolder, base, name)
 
 
 def _save_merged(model: Causal, folder: Path, stop: Sequence[int] | None) -> None:
@@ -93,11 +97,10 @@ def rounded(lm: Any, dtype: torch.dtype) -> Any:
     return lm
 
 
-def _save_adapter(model: Causal, folder: Path, base: str) -> None:
+def _save_adapter(model: Causal, folder: Path, base: str, name: str) -> None:
     import peft
 
     folder.mkdir(parents=True, exist_ok=True)
-    name = str(model.adapter_name)
     weights = peft.get_peft_model_state_dict(model.lm, adapter_name=name)
     stored = {name: value.detach().to("cpu", model.saved_dtype).contiguous() for name, value in weights.items()}
     safetensors.torch.save_file(stored, folder / "adapter_model.safetensors", {"format": "pt"})

@@ -29,7 +29,8 @@ from ..core.memory import LargeModel, WeightView
 from ..core.step import Rows
 from ..errors import DataError, RecipeError
 from .chat_options import own_template, set_options, with_options
-from .hub import causal, check_4bit, description, parameter_count, stored_dtype
+from .hub import answer_ends, causal, check_4bit, description, parameter_count, stored_dtype
+from .token_spans import SharedTokens, TokenPairing
 
 PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
 
@@ -104,11 +105,37 @@ class OtherModel(ModelView):
         super().__init__(other.eval().requires_grad_(False))
 
 
+class OtherTokenizer(OtherModel):
+    """Another model with a tokenizer of its own, which reads the student's completions as texts.
+
+    Attributes:
+        pairing: of the two tokenizers.
+        shared: the ids of the tokens that both have.
+    """
+
+    def __init__(self, other: Causal, student: Causal) -> None:
+        super().__init__(other)
+        self.pairing, self.sizes = (
+            TokenPairing(student.tokenizer, other.tokenizer),
+            (student.vocabulary, other.vocabulary),
+        )
+        self.match_ends(student.tokenizer.eos_token_id, other.tokenizer.eos_token_id)
+
+    def match_ends(self, mine: int | None, theirs: int | None) -> None:
+        """Take the student's token that ends an answer and the teacher's for one, whatever they are called."""
+        pairs = self.pairing.pairs(self.sizes)
+        if mine is not None and theirs is not None:
+            pairs = {i: j for i, j in pairs.items() if i != mine and j != theirs} | {mine: theirs}
+        device = next(self.student[0].parameters()).device
+        self.shared = SharedTokens(*(ids.to(device) for ids in SharedTokens.of(pairs, self.sizes)))
+
+
 class Swapped(ModelView):
     """Weights by their names in the student, put in the place of its own for one look.
 
     Those of an adapter are one more adapter of the student's model, to which PEFT switches: they cost what an adapter
-    costs. Others are buffers. Both are part of its state.
+    costs. Others are buffers. Both are part of its state. Under FSDP2 each process keeps its part of both: the factors
+    are sharded with the layers that they are in, the buffers by `shard`.
 
     Attributes:
         adapter: the name of the adapter that it holds; None where the student has none.
@@ -123,6 +150,29 @@ class Swapped(ModelView):
         self.names = [name for name in given if name not in factors]
         for i, name in enumerate(self.names):
             self.register_buffer(str(i), given[name])
+        self._whole: dict[str, Tensor] | None = None  # of the buffers, while they are in one piece
+
+    def shard(self) -> None:
+        distributed.reshard(self.student[0])
+        own = dict(self.student[0].named_parameters())
+        for i, name in enumerate(self.names):
+            self.register_buffer(str(i), distributed.shard_like(self.get_buffer(str(i)), own[name]))
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        if self._whole is not None or not self.sharded:
+            yield
+            return
+        self._whole = {name: distributed.gathered(self.get_buffer(str(i))) for i, name in enumerate(self.names)}
+        try:
+            yield
+        finally:
+            self._whole = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds a part of each weight."""
+        return any(map(distributed.is_shard, self.buffers()))
 
     def weights(self) -> dict[str, Tensor]:
         """The weights by their names in the student; of an adapter the tensors that are switched to."""
@@ -132,7 +182,9 @@ class Swapped(ModelView):
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
-        model, weights = self.student[0], self.weights()
+        model, weights = self.student[0], self.weights() if self._whole is None else self._whole
+        if self._whole is None and self.sharded:
+            raise RuntimeError("weights that are sharded answer within `whole` alone, which all processes must enter")
         with model.with_adapter(self.adapter) if self.adapter else contextlib.nullcontext():
             yield model, {name: weights[name] for name in self.names} or None
 
@@ -187,11 +239,11 @@ class Averaged(Swapped):
             self._follow_adapter(student, share)
         if not self.names:
             return
-        weights = self.weights()
-        with distributed.whole(student):
-            own = self.student[0].learning()
-            for name in self.names:
-                weights[name].lerp_(own[name].detach().to(weights[name].dtype), share)
+        distributed.reshard(student)
+        own = self.student[0].learning()
+        for i, name in enumerate(self.names):
+            average, now = (distributed.local(w) for w in (self.get_buffer(str(i)), own[name].detach()))
+            average.lerp_(now.to(average.dtype), share)
 
     def _follow_adapter(self, student: nn.Module, share: float) -> None:
         """In the parts that each process holds, all of which compute the same."""
@@ -307,8 +359,13 @@ class Causal(LargeModel):
         """Its weights in float32, to follow it."""
         return Averaged(self)
 
-    def external(self, source: str | None, module: nn.Module | None) -> OtherModel:
-        """Another model with the same tokenizer: a folder or a name as --model takes them.
+    def external(self, source: str | None, module: nn.Module | None, same_tokens: bool = True) -> OtherModel:
+        """Another model: a folder or a name as --model takes them.
+
+        Args:
+            source: The name.
+            module: The model itself, where it is given.
+            same_tokens: Whether it must have the student's tokenizer; else any that spells its tokens.
 
         Raises:
             DataError: its tokenizer reads texts differently, so that ids of one mean nothing to the other.
@@ -319,12 +376,15 @@ class Causal(LargeModel):
         other = Pretrained(source)() if module is None and source is not None else module
         if not isinstance(other, Causal):
             raise RecipeError(f"a language model learns from language models, not from a {type(other).__name__}")
+        other.to(next(self.parameters()).device)
+        if not same_tokens:
+            return OtherTokenizer(other, self)
         if other.tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise DataError(
                 f"the teacher {source or 'that is given'} has another tokenizer ({len(other.tokenizer)} tokens, the "
-                f"student {len(self.tokenizer)}); give one of the student's family"
+                f"student {len(self.tokenizer)}); give one of the student's family, or take gold() or uld()"
             )
-        return OtherModel(other.to(next(self.parameters()).device))
+        return OtherModel(other)
 
     @torch.no_grad()
     def hidden_states(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -391,21 +451,22 @@ class Causal(LargeModel):
         Args:
             weights: Of the adapter, by the names of its own; the tensors are taken, not copied.
         """
-        from .lora import without_warnings
-
-        config = copy.deepcopy(self.lm.peft_config[self.adapter_name])
-        config.init_lora_weights = True  # other ways to begin change the weights under the adapter
         name = f"held{len(self.lm.peft_config)}"
-        with (
-            self._as_it_learns(),
-            without_warnings(),
-            torch.random.fork_rng(devices=[]),
-        ):  # what it begins with is not what it holds
-            self.lm.add_adapter(name, config)
+        self._add(name, copy.deepcopy(self.lm.peft_config[self.adapter_name]))
         own = dict(self.named_parameters())
         for theirs, value in weights.items():
             own[self.renamed(theirs, name)].data = value
         return name
+
+    def _add(self, name: str, config: Any, seed: int | None = None) -> None:
+        """Add an adapter that does not learn; the random numbers of others stay, whatever it is drawn by."""
+        from .lora import without_warnings
+
+        config.init_lora_weights = True  # other ways to begin change the weights under the adapter
+        with self._as_it_learns(), without_warnings(), torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                torch.manual_seed(seed)
+            self.lm.add_adapter(name, config)
 
     def renamed(self, name: str, adapter: str | None) -> str:
         """The name in another adapter of a weight of its own adapter."""
@@ -441,6 +502,24 @@ class Causal(LargeModel):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @property
+    def saved_names(self) -> set[str]:
+        """The names of what its state holds."""
+        return set(self.learning())
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The names of the models that it may answer as; mostly one."""
+        return ("the model",)
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The names of the adapters that are saved beside the one that answers, by their folders; mostly none."""
+        return {}
+
+    def choose(self, candidate: int) -> None:
+        """Let one of its `candidates` answer from here on."""
+
+    @property
     def linear(self) -> bool:
         """Whether the logits are the last states times the output matrix: some models cap or scale them."""
         if self._linear is None:
@@ -453,7 +532,8 @@ class Causal(LargeModel):
         probe = torch.arange(1, 4, device=next(self.parameters()).device)[None]
         with self.inference():  # dropout would differ between the two, and draw numbers that a resumed run draws again
             states = self.plain.get_decoder()(probe, use_cache=False).last_hidden_state
-            return torch.allclose(self.plain.get_output_embeddings()(states), self.plain(probe).logits, atol=1e-4)
+            found, expected = self.plain.get_output_embeddings()(states), self.plain(probe).logits
+            return torch.allclose(found.float(), expected.float(), atol=1e-4)  # accelerate makes float32 of the latter
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; weights that do not learn are not expected to be there."""
@@ -476,7 +556,7 @@ class _Whole(nn.Module):
 
 
 def _learning_only(module: Causal, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    names = {prefix + name for name in module.learning()}
+    names = {prefix + name for name in module.saved_names}
     for name in [n for n in state if n.startswith(prefix) and n not in names]:
         del state[name]
 
@@ -487,12 +567,14 @@ class PromptLengthError(DataError):
 
 @dataclass(frozen=True)
 class Reader:
-    """What a model reads by: its tokenizer, how many tokens it reads at most (None: it knows no end), and the chat
-    template of what is read with a context, where it is not the tokenizer's own."""
+    """What a model reads by: its tokenizer, how many tokens it reads at most (None: it knows no end), the chat template
+    of what is read with a context, where it is not the tokenizer's own, and the tokens that end an answer by its
+    generation config, where that was read."""
 
     tokenizer: Any
     context_length: int | None
     teacher_template: str | None = None
+    ends: tuple[int, ...] = ()
 
     def fits(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens fits the model's context."""
@@ -588,7 +670,8 @@ class Pretrained:
                 f"{each * parameters / 2**30:.0f} GiB to be trained, and this machine has {memory / 2**30:.0f} GiB; "
                 f"{remedy}"
             )
-        return Reader(tokenizer, getattr(config, "max_position_embeddings", None), self.templates(tokenizer))
+        length = getattr(config, "max_position_embeddings", None)
+        return Reader(tokenizer, length, self.templates(tokenizer), answer_ends(self.name))
 
     def templates(self, tokenizer: Any) -> str | None:
         """Put the student's options into the chat template of a tokenizer.

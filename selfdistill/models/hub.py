@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from ..errors import DataError
+from ..errors import DataError, RecipeError
 from ..io.expressions import nearest, one_line
 from ..io.files import share
 
@@ -48,6 +48,9 @@ ENCODERS = ("gt-minilm", "minilm")  # those that encode texts and generate none
 
 
 CONFIG = "config.json"
+
+
+IMAGE_PROCESSOR = "preprocessor_config.json"  # how a model's images are prepared
 
 
 ADAPTER_CONFIG = "adapter_config.json"  # of a folder that PEFT wrote
@@ -191,6 +194,75 @@ def encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return _load("AutoModel", name, unpacked(locate(name), None), torch.float32)
 
 
+def image_model(name: str) -> tuple[PreTrainedModel, list[str]]:
+    """An image model in eval mode and float32, and the names of weights that it lacks, which are of a pooler.
+
+    Raises:
+        DataError: no such model, or other weights of it are missing.
+    """
+    return _load_weights("AutoModel", name, unpacked(locate(name), None), torch.float32, {})
+
+
+def image_processor(name: str) -> dict[str, Any]:
+    """How the images of a model are prepared, as its folder describes it; empty where it does not.
+
+    Raises:
+        DataError: no such model, or the description is damaged.
+    """
+    place = unpacked(locate(name), None)
+    with _readable(name), quiet() as library:
+        path = library.utils.cached_file(
+            place,
+            IMAGE_PROCESSOR,
+            local_files_only=isinstance(place, Path),
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        processor = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    if not isinstance(processor, dict):
+        raise DataError(f"{name}: {IMAGE_PROCESSOR} is damaged; save the model again")
+    return processor
+
+
+def image_config(name: str) -> Any:
+    """The configuration of an image model; of a model of images and texts that of its part for images.
+
+    Raises:
+        DataError: no such model.
+    """
+    config = _config(name)
+    return vars(config).get("vision_config", config)
+
+
+def reads_images(name: str) -> bool:
+    """Whether a model of transformers, a folder or a name of the hub, reads images; no weights are loaded.
+
+    Raises:
+        DataError: no such model.
+    """
+    config = _config(name)
+    if "vision_config" in vars(config):
+        return True
+    with _readable(name), quiet() as library:
+        mapping = library.AutoModel._model_mapping
+        return type(config) in mapping and mapping[type(config)].main_input_name == "pixel_values"
+
+
+def from_config(name: str, config: dict[str, Any]) -> Any:
+    """The model that a configuration describes, with weights that are still to be loaded.
+
+    Raises:
+        RecipeError: it describes none.
+    """
+    with quiet() as library:
+        try:
+            model_config = library.AutoConfig.for_model(**config)
+            return library.AutoModel.from_config(model_config, trust_remote_code=False)
+        except Exception as error:  # transformers raises all kinds
+            why = f"{type(error).__name__}: {one_line(error, 120)}"
+            raise RecipeError(f"the config of {name} builds no model ({why}); train it again") from error
+
+
 def reading(name: str) -> tuple[PreTrainedTokenizerBase, int]:
     """The tokenizer of a model, and the most tokens that the model reads at once; no weights are loaded.
 
@@ -224,6 +296,25 @@ def _config(name: str) -> Any:
         return library.AutoConfig.from_pretrained(
             place, local_files_only=isinstance(place, Path), trust_remote_code=False
         )
+
+
+def answer_ends(name: str) -> tuple[int, ...]:
+    """The tokens that end an answer by a model's generation config, of an adapter by that of its base; none without
+    one.
+
+    Args:
+        name: As `locate` reads it.
+    """
+    place = unpacked(locate(name), None)
+    if isinstance(place, Path) and is_adapter(place):
+        return answer_ends(base_of(place))
+    with quiet() as library:
+        try:
+            config = library.GenerationConfig.from_pretrained(place, local_files_only=isinstance(place, Path))
+        except OSError:  # no such file: transformers would take the ends of the model's config
+            config = library.GenerationConfig.from_model_config(_config(name))
+    found = config.eos_token_id
+    return () if found is None else tuple(found) if isinstance(found, list) else (found,)
 
 
 def stored_dtype(name: str) -> torch.dtype:
@@ -332,17 +423,31 @@ def _load(kind: str, name: str, place: Path | str, dtype: torch.dtype, load_in_4
     local = isinstance(place, Path)
     if local and not (Path(place) / CONFIG).is_file():
         raise DataError(f"{place} has no {CONFIG}; give the folder that save_pretrained wrote")
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    options = {"local_files_only": local, "trust_remote_code": False}
     with _readable(name), quiet() as library:
         tokenizer = library.AutoTokenizer.from_pretrained(place, **options)
+        more = dict[str, Any]()
         if load_in_4bit:
             check_4bit()
-            options["quantization_config"] = library.BitsAndBytesConfig(
+            more["quantization_config"] = library.BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
+    return _load_weights(kind, name, place, dtype, more)[0], tokenizer
+
+
+def _load_weights(
+    kind: str, name: str, place: Path | str, dtype: torch.dtype, more: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """A model in eval mode, and the names of weights that it lacks and that no output depends on.
+
+    Raises:
+        DataError: no such model, or other weights of it are missing.
+    """
+    options = {"local_files_only": isinstance(place, Path), "trust_remote_code": False, **more}
+    with _readable(name), quiet() as library:
         model, info = getattr(library, kind).from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
@@ -352,7 +457,7 @@ def _load(kind: str, name: str, place: Path | str, dtype: torch.dtype, load_in_4
             f"{name} lacks weights of a {type(model).__name__} ({missing[0]} and {len(missing) - 1} more), which would "
             "be random numbers; give another model"
         )
-    return model.eval(), tokenizer
+    return model.eval(), sorted(info["missing_keys"])
 
 
 @contextmanager
@@ -387,7 +492,7 @@ def unpacked(place: Path | str, tell: Tell | None = None) -> Path | str:
     files = sorted(place.glob("*.gguf"))
     if len(files) != 1:
         raise DataError(f"{place} has {len(files)} GGUF files and no safetensors; keep one of them")
-    kept = cache() / f"{files[0].stem}-{_mark(files[0])}"
+    kept = cache() / f"{files[0].stem}-{file_mark(files[0])}"
     if kept.is_dir():
         return kept
     try:
@@ -404,7 +509,7 @@ def unpacked(place: Path | str, tell: Tell | None = None) -> Path | str:
     return kept
 
 
-def _mark(file: Path) -> str:
+def file_mark(file: Path) -> str:
     """A short hash of a file's size and its beginning, which has names and shapes: it tells versions apart."""
     with file.open("rb") as opened:
         head = opened.read(1 << 20)

@@ -103,13 +103,16 @@ def mlp(
 ) -> nn.Module:
     """``depth`` blocks of Linear and ReLU on the flattened input, then a Linear; no batch norm.
 
+    With depth 0 it is a linear layer, with dropout on its input.
+
     >>> mlp((1, 8, 8), 10)(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
 
     Raises:
         RecipeError: a size is below 1, ``dropout`` is not in [0, 1), or exits are asked of a single block.
     """
-    _check("mlp", dropout, width=width, depth=depth, outputs=outputs)
+    linear = depth == 0 and not isinstance(depth, bool)
+    _check("mlp", dropout, width=width, outputs=outputs, depth=1 if linear else depth)
     if exits and depth < 2:
         raise RecipeError(f"mlp with exits needs depth 2 or more, not {depth}; an exit sits on each earlier block")
     widths = [math.prod(shape)] + [width] * depth
@@ -121,6 +124,8 @@ def mlp(
             nn.Dropout(dropout if i < depth - 1 else 0.0),
         ]
         stages.append(nn.Sequential(*([nn.Flatten()] if i == 0 else []), *block))
+    if linear:
+        return Staged([nn.Flatten()], [], widths[0], outputs, dropout)
     bottlenecks: list[nn.Module] = [nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(depth - 1)]
     return Staged(stages, bottlenecks if exits else [], width, outputs, dropout)
 
@@ -241,7 +246,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)  # (rows, patches, width)
-        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], dim=1) + self.places
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], dim=1) + self.places
         logits: Tensor = self.classifier(self.norm(self.blocks(tokens))[:, 0])
         return logits
 

@@ -120,7 +120,8 @@ class Build:
 
 
 def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
-    """Read "mlp", "cnn(width=64)", "module:function", "path/to/file.py:function" or "gt-minilm", a pretrained encoder.
+    """Read "mlp", "cnn(width=64)", "module:function", "path/to/file.py:function", or a pretrained encoder of texts or
+    images: "gt-minilm", "efficientnet-lite0", the folder of a model of transformers.
 
     A user's function is called with (shape, outputs) if its signature asks for two positional arguments or
     names them so, otherwise with none. Modules are also looked for in the current folder.
@@ -153,10 +154,10 @@ def check_source(spec: str, file: Path, folder: Path) -> None:
     Raises:
         CheckpointError: see `io.trust.require_trust`.
     """
-    from .text_encoder import SPEC
+    from . import image_encoder, text_encoder
 
     place, _, name = spec.rpartition(":")
-    if place and spec != SPEC:
+    if place and spec not in (text_encoder.SPEC, image_encoder.SPEC):
         require_trust(place, name, file, folder)
 
 
@@ -172,8 +173,10 @@ class _Options:
 
 def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
     name = spec.partition("(")[0].strip()
-    from . import text_encoder  # late: nothing that is saved needs it but texts
+    from . import image_encoder, text_encoder  # late: nothing that is saved needs it but pretrained models
 
+    if name not in MODELS and (image := image_encoder.named(spec)) is not None:
+        return image_encoder.SPEC, image
     if name not in MODELS and (text := text_encoder.named(spec)) is not None:
         return text_encoder.SPEC, text
     if re.search(r"[./\\:]", name):

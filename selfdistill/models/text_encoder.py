@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, RecipeError
-from ..io.expressions import one_line, parse_expression
+from ..io.expressions import parse_expression
 from . import hub
 
 USUAL = "gt-minilm"  # the default model of texts
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
         super().__init__()
         config: Any = body.config
         self.body, self.padding, width = body, padding, int(config.hidden_size)
-        self.kept = {"config": _described(config), "padding": padding}
+        self.kept = {"config": described(config), "padding": padding}
         self.dropout, self.classifier = nn.Dropout(dropout), nn.Linear(width, outputs)
         layers = int(getattr(config, "num_hidden_layers", 3))
         self.depths = sorted({max(1, layers // 3), max(1, 2 * layers // 3)}) if exits else []
@@ -164,7 +164,7 @@ def encoder(
         body, tokenizer = hub.encoder(name)
         padding = hub.padding_of(name, tokenizer)
     else:
-        body = _from_config(name, config)
+        body = hub.from_config(name, config)
     if padding is None:
         raise RecipeError(f"{name} has a config and no padding; give both")
     return Encoder(bare(body), outputs, padding, dropout, exits)
@@ -179,16 +179,7 @@ def bare(body: Any) -> nn.Module:
     return body  # type: ignore[no-any-return]
 
 
-def _described(config: Any) -> dict[str, Any]:
+def described(config: Any) -> dict[str, Any]:
+    """A configuration of transformers as JSON values, without what is no part of the model."""
     config_dict = json.loads(config.to_json_string(use_diff=True))
     return {key: value for key, value in config_dict.items() if key not in _HIDDEN}
-
-
-def _from_config(name: str, config: dict[str, Any]) -> Any:
-    with hub.quiet() as library:
-        try:
-            model_config = library.AutoConfig.for_model(**config)
-            return library.AutoModel.from_config(model_config, trust_remote_code=False)
-        except Exception as error:  # transformers raises all kinds
-            why = f"{type(error).__name__}: {one_line(error, 120)}"
-            raise RecipeError(f"the config of {name} builds no model ({why}); train it again") from error

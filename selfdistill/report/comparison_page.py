@@ -118,11 +118,15 @@ def _against_before(methods: list[dict[str, Any]], metric: str) -> list[str]:
     """Figures against the initial language model, and of prior tasks if they were evaluated."""
     metrics = methods[0]["against"]
     reference = "before" if "before" in metrics else "plain"
-    captions = {metric: f"in {_unit(metric)}", "kept": "on prior tasks, in points"}
+    captions = {
+        metric: f"in {_unit(metric)}",
+        "kept": "on prior tasks, in points",
+        "tasks": "on tasks of lm-eval, in points",
+    }
     return [
         figure(_forest(methods, reference, name), f"Against the model before, {words}.")
         for name, words in captions.items()
-        if name in metrics[reference] and (reference == "before" or name == "kept")
+        if name in metrics[reference] and (reference == "before" or name != metric)
     ]
 
 
@@ -271,6 +275,8 @@ def _cost(result: dict[str, Any]) -> list[str]:
             words += f"; {saved:,.0f} passes of a teacher saved, whose answers were kept"
         if completions := row.get("drawn"):
             words += f"; {completions:,.0f} completions drawn to learn from"
+        if tokens := row.get("tokens"):
+            words += f"; {tokens['once'] + tokens['written']:,.0f} tokens written, {tokens['read']:,.0f} trained on"
         total = row["passes"]["with_teacher_training"]
         if total is not None:
             words += f"; {total:,.0f} passes with the teacher's training"

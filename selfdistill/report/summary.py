@@ -14,7 +14,13 @@ from ..training.task_type import FigureTable, Rows, TaskType
 #: The metrics that are shown, by task, and their names.
 COLUMNS = {
     "classify": {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"},
-    "generate": {"accuracy": "right", "nll": "NLL", "kept": "prior tasks right", "length": "tokens"},
+    "generate": {
+        "accuracy": "right",
+        "nll": "NLL",
+        "kept": "prior tasks right",
+        "tasks": "lm-eval",
+        "length": "tokens",
+    },
     "regress": {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "coverage": "coverage of 90 %"},
     "features": {},
     "control": {
@@ -102,7 +108,7 @@ def _cell(name: str, value: float | None) -> str:
         return f"{value:,.0f}"
     if name in ("return", "half", "iqm"):
         return f"{value:,.1f}"
-    if name in ("accuracy", "coverage", "kept", *STREAM):
+    if name in ("accuracy", "coverage", "kept", "tasks", *STREAM):
         return f"{100 * value:.1f} %"
     if name in ("rmse", "mae"):
         return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")

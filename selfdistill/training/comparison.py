@@ -58,7 +58,8 @@ def curve(result: Result) -> list[dict[str, float]]:
     return points
 
 
-MATCHES = ("passes", "steps", "seconds", "completions", "trainings")  # the last two of language models, of learners
+# completions and tokens are of language models, trainings of learners
+MATCHES = ("passes", "steps", "seconds", "completions", "tokens", "trainings")
 
 
 def split_match(match: str | None, budget: str | None) -> tuple[str | None, str | None]:
@@ -155,16 +156,32 @@ def cost(record: Mapping[str, Any], seconds: float, match: str) -> float:
     (row,) = record["rows"].values()
     total = float(row["passes"]["total"])
     costs = {"passes": total, "trainings": total, "steps": float(row["steps"]), "seconds": seconds}
+    if match == "tokens":
+        return float(sum(row["tokens"].values()))
     return float(row["drawn"]) if match == "completions" else costs[match]
 
 
-def matching_steps(steps: int, used: float, amount: float) -> int:
+def fixed_cost(record: Mapping[str, Any], match: str) -> float:
+    """What a training costs before its first step, in the unit that is matched: completions that are written once."""
+    (row,) = record["rows"].values()
+    return float(row["tokens"]["once"]) if match == "tokens" else 0.0
+
+
+def matching_steps(steps: int, used: float, amount: float, fixed: float = 0.0) -> int:
     """The steps with which a training that spent so much in ``steps`` spends the whole amount.
 
-    >>> matching_steps(10, 30.0, 90.0), matching_steps(10, 88.0, 90.0)
-    (30, 10)
+    Args:
+        steps: That it took.
+        used: What it spent.
+        amount: What it is to spend.
+        fixed: The part of it that does not grow with the steps.
+
+    >>> matching_steps(10, 30.0, 90.0), matching_steps(10, 88.0, 90.0), matching_steps(10, 30.0, 90.0, fixed=20.0)
+    (30, 10, 70)
     """
-    return steps if used >= (1 - CLOSE) * amount else max(1, round(steps * amount / used))
+    if used >= (1 - CLOSE) * amount:
+        return steps
+    return max(1, round(steps * (amount - fixed) / (used - fixed)))
 
 
 def of_seed(jobs: Sequence[Job], seed: int) -> list[Job]:
@@ -194,13 +211,13 @@ def check(settings: ComparisonSettings) -> None:
 
 
 def refuse_completions(settings: ComparisonSettings) -> None:
-    """Refuse a budget of completions where none are drawn.
+    """Refuse a budget of completions or tokens where none are drawn.
 
     Raises:
         DataError: it is one.
     """
-    if settings.match == "completions":
-        raise DataError("--match completions is for prompts; give passes, steps or seconds")
+    if settings.match in ("completions", "tokens"):
+        raise DataError(f"--match {settings.match} is for prompts; give passes, steps or seconds")
 
 
 def ignore(line: str) -> None:
@@ -288,5 +305,10 @@ class ComparisonDesign(Protocol):
         """The cost of a job, in trainings of the most expensive method; a bound from above."""
         return 1
 
-    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
-        """The budget, and the first seed's jobs; ``costs`` are those of the pilots by name."""
+    def planned(self, costs: Mapping[str, float], fixed: Mapping[str, float] | None = None) -> tuple[float, list[Job]]:
+        """The budget, and the first seed's jobs.
+
+        Args:
+            costs: Those of the pilots by name.
+            fixed: The part of each that does not grow with the steps; none where it is left out.
+        """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from ..evaluation.audit import Audit, measure_for
 from ..io.expressions import BatchSize, Epochs, NonNegative, Positive, Range, Seed, Steps, field_fault
 
 LARGEST = 1e18  # of rates: the product of two of them is finite in float32
+
+_NUMBERED = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")  # of the name of a weight: up to the first number
+
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,7 +36,8 @@ class Settings:
     audited state; see `rollback`. ``vitals`` looks at a few steps and refuses a signal that is dead. ``cache`` keeps
     what a frozen teacher says of inputs that do not change, so that it is asked once.
     ``memory_dtype`` is the precision of remembered predictions, and ``memory_top`` how many of the largest
-    probabilities of each are kept (0: all), while the others share the rest of their sum.
+    probabilities of each are kept (0: all), while the others share the rest of their sum. ``layer_decay`` is what the
+    learning rate of a layer is multiplied by for each layer above it.
     """
 
     epochs: Epochs = 30
@@ -58,6 +63,7 @@ class Settings:
     cache: bool = True
     memory_dtype: str = "float32"
     memory_top: Annotated[int, Range(0, limit=2**20)] = 0
+    layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
     save_seconds: NonNegative = 30.0
     save_steps: Steps | None = None
 
@@ -88,9 +94,11 @@ class Settings:
         for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
             if value > LARGEST:
                 raise DataError(f"{name} is at most {LARGEST:g}, since weights are float32, not {value:g}; lower it")
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters: Any = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise RecipeError("the model has no weights to train; build one that has")
+        if self.layer_decay < 1:
+            parameters = layer_rates(model, self.lr, self.layer_decay)
         if self.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters, self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay, foreach=True
@@ -106,6 +114,31 @@ class Settings:
         if self.schedule == "cosine":
             return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def layer_rates(model: nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
+    """The parameters of a model in groups, a layer each, with rates that fall from the last layer to the first.
+
+    A layer is what comes first in a name up to a number, as ``body.blocks.3``; else the module that holds the weight.
+
+    Equation::
+
+        rate of layer l of L = lr decay^(L - l)
+
+    Source: Howard and Ruder, Universal Language Model Fine-tuning for Text Classification, ACL 2018 (discriminative
+    rates); Clark et al., ELECTRA, ICLR 2020 (one factor a layer).
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> [group["lr"] for group in layer_rates(model, 0.1, 0.5)]
+    [0.05, 0.1]
+    """
+    layers = dict[str, list[nn.Parameter]]()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found = _NUMBERED.match(name)
+            layers.setdefault(found[0] if found else name.rpartition(".")[0], []).append(parameter)
+    count = len(layers)
+    return [{"params": group, "lr": lr * decay ** (count - 1 - i)} for i, group in enumerate(layers.values())]
 
 
 def _restarted(step: int, steps: int, cycles: int) -> float:

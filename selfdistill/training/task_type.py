@@ -148,6 +148,25 @@ class Predictor(Protocol):
             DataError: the rows do not fit the model, or it has no such exit.
         """
 
+    def export(self, form: str, path: Path, rows: object = None) -> dict[str, Any]:
+        """Write the model as a graph that other programs run, and beside it a JSON file of its preprocessing.
+
+        Args:
+            form: ``onnx``, or ``torch`` for the program of `torch.export`.
+            path: The file of the graph; the description has the suffix ``.json``.
+            rows: Rows that the graph is checked on, as for `predict` [the data of the run].
+
+        Returns:
+            The description.
+
+        Raises:
+            DataError: the model is no network, it has no such graph, or the rows cannot be read.
+        """
+        raise DataError(
+            "export is for networks; a learner of scikit-learn and a language model are used by `selfdistill.load`, "
+            "and a table is learnt by a network with --model mlp"
+        )
+
 
 class GenerationCurve(NamedTuple):
     """A metric by generation, to be drawn: ``points`` are pairs of a generation and its value."""
@@ -476,7 +495,9 @@ class TaskTypes:
         for task in sorted(self.types, key=lambda task: task.model_file == CONFIG):  # which several have
             if (place / task.model_file).exists():
                 return task
-        raise CheckpointError(f"{place} holds no model (it has no {CONFIG}); give the folder of a run or of its model")
+        raise CheckpointError(
+            f"{place} is no run folder (it has no run.json) and holds no model; give the folder that `run` printed"
+        )
 
     def of_recipe(self, expression: str) -> TaskType:
         """The task type that a recipe is for, by its name and arguments; of an unknown one the first."""

@@ -190,7 +190,7 @@ def test_folders_of_images_train_and_predict_by_path(here: Path) -> None:
         ]
     with pytest.raises(DataError, match=r"rows of shape \(3, 9, 8\): the model was trained on image rows of shape"):
         predictor.predict(torch.zeros(2, 3, 9, 8))
-    with pytest.raises(CheckpointError, match="wild holds no model"):
+    with pytest.raises(CheckpointError, match="wild is no run folder"):
         selfdistill.load("wild")
 
 

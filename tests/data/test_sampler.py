@@ -31,6 +31,7 @@ class Few:
     flips: bool = True
     tokens: None = None
     augment: str = "weak"
+    embedding: None = None
 
     @property
     def y(self) -> Tensor:

@@ -257,17 +257,24 @@ def test_a_run_without_an_end_is_refused():
         set_run_length(EMA.bind(net()), math.inf, 5, 1, 0)
 
 
-@pytest.mark.parametrize(("door", "package"), [("huggingface", "transformers"), ("lightning", "lightning")])
-def test_a_missing_package_is_said_in_one_line_and_torchvision_is_not_asked_for(door, package):
+def test_a_missing_package_is_said_in_one_line_and_torchvision_is_not_asked_for():
+    """In a process of its own, one package after another."""
+    doors = {"huggingface": "transformers", "lightning": "lightning", "trl": "trl"}
     code = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        f"try:\n    import selfdistill.integrations.{door}\nexcept ImportError as error:\n    print(error)\n"
+        "import importlib, sys\n"
+        f"for door, package in {doors!r}.items():\n"
+        "    sys.modules[package] = None\n"
+        "    try:\n        importlib.import_module(f'selfdistill.integrations.{door}')\n"
+        "    except ImportError as error:\n        print(error)\n"
+        "    del sys.modules[package]\n"
+        "import trl\nfrom trl import SFTTrainer\n"
         "print('torchvision' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    line, seen = done.stdout.splitlines()
-    assert line.startswith(f"this needs {package}")
-    assert f"pip install {package}" in line
+    *lines, seen = done.stdout.splitlines()
+    for package, line in zip(doors.values(), lines, strict=True):
+        assert line.startswith(f"this needs {package}")
+        assert f"pip install {package}" in line
     assert seen == "False"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill import rng
 from selfdistill.language import completions, sampling
@@ -56,6 +57,11 @@ class Recorded:
     def model(self) -> Any:
         """The pre-trained model of plain transformers, in float64."""
         return doubled(self.started)
+
+    @staticmethod
+    def plain_model() -> Any:
+        """The base of an adapter alone, in float64."""
+        return doubled(student())
 
     @staticmethod
     def copy(model: Any) -> Any:
@@ -112,9 +118,16 @@ class Recorded:
         """The number in [0, 1) that decided who writes a batch."""
         return float(rng.uniform((0, "mixed", generation), torch.tensor([step]), 1))
 
-    def log_probs(self, model: Any, prompt: Sequence[int], ids: Sequence[int]) -> Tensor:
+    @staticmethod
+    def other(folder: str) -> tuple[Any, Any]:
+        """The model of a folder in float64, which does not learn, and its tokenizer."""
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+
+    def log_probs(self, model: Any, prompt: Sequence[int], ids: Sequence[int], vocabulary: int = 0) -> Tensor:
         """(tokens, vocabulary): log p of every token of the vocabulary at each token of a completion."""
-        logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, :, : self.started.vocabulary]
+        size = vocabulary or self.started.vocabulary
+        logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, :, :size]
         return torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
 
 
@@ -135,7 +148,8 @@ def record(method: Language, patch: pytest.MonkeyPatch, steps: int = 2) -> Recor
     """Train a recipe and record what was drawn, the rows of each step, the losses and the final weights."""
     more: dict[str, Any] = {"feedback": "No: dcba."} if "feedback" in method.needs else {}
     more |= {"privileged_context": "ab?"} if "privileged_context" in method.needs else {}
-    run = Recorded(student(), prompts(20, checker="tests.language.replay:reward", **more))
+    build = student if method.wrap_model is None else lambda: student(4)
+    run = Recorded(method.student(build)(), prompts(20, checker="tests.language.replay:reward", **more))
     roll, rollouts, callbacks = sampling.roll, LanguageTask._rollouts, LanguageTask.callbacks
 
     def rolling(model: Any, asked: Any, *rest: Any) -> Any:
@@ -155,6 +169,6 @@ def record(method: Language, patch: pytest.MonkeyPatch, steps: int = 2) -> Recor
     patch.setattr(LanguageTask, "_rollouts", of_step)
     patch.setattr(LanguageTask, "callbacks", lambda task: [*callbacks(task), FunctionCallback(watch)])
     given: dict[str, Any] = {"audit": "off", "vitals": False, "optimizer": "sgd", "schedule": "constant", "clip": 1e9}
-    result = fit(student, run.data, method, device="cpu", steps=steps, batch_size=4, lr=LR, max_tokens=5, **given)
+    result = fit(build, run.data, method, device="cpu", steps=steps, batch_size=4, lr=LR, max_tokens=5, **given)
     run.weights = {name.removeprefix("lm."): w for name, w in result.generations[-1].weights.items()}
     return run

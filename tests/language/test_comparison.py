@@ -17,11 +17,11 @@ from selfdistill.data.prompts import load_prompts
 from selfdistill.errors import RecipeError
 from selfdistill.experiments.compare import judge, runner
 from selfdistill.language import completions, sampling
-from selfdistill.language.contexts import rendered
+from selfdistill.language.contexts import completed, rendered
 from selfdistill.language.sampling import export
 from selfdistill.language.task import planned
 from selfdistill.models.causal_lm import Pretrained
-from selfdistill.training.comparison import ComparisonSettings, Job, cost
+from selfdistill.training.comparison import ComparisonSettings, Job, cost, fixed_cost
 from selfdistill.training.trainer import Trainer
 from tests.language.tiny import EOS, student
 from tests.terminal import invoke, passed, refused, report
@@ -201,6 +201,35 @@ def test_equal_completions_are_equal_completions(place: Path, rolled: Counter[st
     assert set(result["references"]) == {"plain", "before", "best_control"}
 
 
+def test_equal_tokens_are_tokens_written_and_trained_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written once a generation costs the same at any number of steps; the others' cost grows with theirs."""
+    spoken, roll = Counter[str](), sampling.roll
+
+    def counting(model: Any, prompts: Any, sampling: Any, address: Any, *more: Any) -> Any:
+        rows = roll(model, prompts, sampling, address, *more)
+        spoken[address[1]] += sum(len(one.ids) for one in rows)
+        return rows
+
+    monkeypatch.setattr(completions, "roll", counting)
+    monkeypatch.setattr(runner, "cores", lambda: 1)
+    once = "context_distillation(max_tokens=4)"
+    passed("compare", *flags(place, SDFT, once), "--steps", 3, "--match", "tokens", "--out", place / "tokens")
+    records = [json.loads(path.read_text()) for path in (place / "tokens/cells").glob("*/*/cell.json")]
+    costs = {kind: [one["rows"][one["job"]["name"]]["tokens"] for one in records if one["job"]["name"] == kind]
+             for kind in (SDFT, once, "sft()")}  # fmt: skip
+    assert sum(cell["written"] for cell in costs[SDFT]) == spoken["rollout"] > 0
+    assert sum(cell["once"] for cell in costs[once]) == spoken["written"] > 0
+    data = load_prompts(f"{place}/p.jsonl", seed=0)  # three steps of 5 are an epoch of the 15 that teach
+    words, rows = student().tokenizer, [data.rows[i] for i in data.labelled.tolist()]
+    learnt = sum(len(rendered(words, r.messages)) + len(completed(words, r.demonstration or "")) for r in rows)
+    assert next(one for one in records if one["job"]["name"] == "sft()" and not one["job"]["seed"])["rows"]["sft()"][
+        "tokens"
+    ] == {"once": 0, "written": 0, "read": learnt}
+    result = found(place, "tokens")
+    for name in (SDFT, once, "sft(), longer"):
+        assert sum(row(result, name)["tokens"].values()) == pytest.approx(result["budget"]["amount"], rel=0.2), name
+
+
 def test_without_demonstrations_the_model_before_is_the_reference(place: Path) -> None:
     passed("compare", *flags(place, GRPO, data="checked"), "--steps", 1, "--out", place / "checked")
     result = found(place, "checked")
@@ -276,6 +305,8 @@ def test_an_adapter_that_one_recipe_advises_is_asked_for_and_other_budgets_are_o
     assert "opsd() advises an adapter of rank 64" in line
     line = refused("compare", "digits", "--methods", "elr()", "--seeds", 3, "--budget", "completions")
     assert "--match completions is for prompts" in line
+    line = refused("compare", "digits", "--methods", "elr()", "--seeds", 3, "--match", "tokens")
+    assert "--match tokens is for prompts" in line
 
 
 # ---- from records alone --------------------------------------------------------------------------------------------
@@ -335,6 +366,15 @@ def test_passes_are_matched_and_sft_is_given_the_whole_budget() -> None:
         400.0, {"sdft()": 10, "star()": 40, "before": 0, "sft()": 10, "sft(), longer": 20}
     )  # fmt: skip
     assert jobs[-1] == Job("sft(), longer", "language control", 20, 0, expression="sft()")
+
+
+def test_what_is_written_once_is_no_cost_of_a_step() -> None:
+    """640 tokens before the first step and 36 a step: 10 steps come to 1,000, and 60 to 2,800."""
+    made = {"rows": {"it": record(0.5, 0.5, 0.5, tokens={"once": 640, "written": 0, "read": 360})}}
+    assert (cost(made, 2.0, "tokens"), fixed_cost(made, "tokens"), fixed_cost(made, "passes")) == (1000.0, 640.0, 0.0)
+    ask = ComparisonSettings(("sdft()", "rft()"), (0, 1, 2), "tokens")
+    jobs = planned(ask, 10, {"sdft()": 2800.0, "rft()": 1000.0}, {"sdft()": 0.0, "rft()": 640.0})[1]
+    assert {job.name: job.steps for job in jobs} == {"sdft()": 10, "rft()": 60, "before": 0}
 
 
 def test_another_models_passes_cost_by_its_parameters(place: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from selfdistill.language.recipes import RECIPES
+from selfdistill.language.sampling import export
 from tests.language.replay import record
+from tests.language.tiny import foreigner
 
 FOLDER = Path(__file__).parents[1] / "oracles" / "language"
 MAKE: dict[str, Any] = dict(RECIPES)
@@ -21,6 +23,7 @@ SHORT = {"max_tokens": 5}
 #: Arguments with which a tiny model shows what each of them does.
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("sft", {}),
+    ("mutual_adapters", {"peers": 3, "weight": 0.7}),
     ("sdft", {**SHORT, "rate": 0.3, "skip": 1}),
     ("sdft", {**SHORT, "turns": True, "skip": 0}),
     ("sdft_2024", SHORT),
@@ -33,6 +36,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("context_distillation", SHORT),
     ("context_distillation", {**SHORT, "instruction": "Be brief.", "hard": True}),
     ("gkd", {**SHORT, "beta": 0.3}),
+    ("gold", {**SHORT, "max_tokens": 7, "beta": 0.3}),
+    ("gold", {**SHORT, "share": 0.0, "matched": 0.6}),
+    ("uld", {"weight": 0.8}),
     ("minillm", SHORT),
     ("minillm", {**SHORT, "share": 0.0}),
     ("star", {**SHORT, "generations": 2}),
@@ -55,8 +61,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_recipe_is_its_plain_training_loop(
-    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    if name in ("gold", "uld"):
+        export(foreigner(), tmp_path)
+        options = {**options, "teacher": str(tmp_path)}
     run = record(MAKE[name](**options), monkeypatch)
     losses, model = importlib.import_module(f"tests.oracles.language.{name}").oracle(run, **options)
     assert run.replayed == len(run.draws)

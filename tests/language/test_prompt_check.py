@@ -20,7 +20,7 @@ from selfdistill.language.prompt_check import check_prompts, long_prompts, witho
 from selfdistill.language.recipes import context_distillation, opcd, sdft, sdpo, sft, ssd
 from selfdistill.language.sampling import Sampling, ends, export
 from selfdistill.models import causal_lm
-from selfdistill.models.causal_lm import Reader
+from selfdistill.models.causal_lm import Pretrained, Reader
 from selfdistill.models.chat_options import with_options
 from tests.language.tiny import EOS, TEMPLATE, prompts, student, tokenizer
 
@@ -105,9 +105,11 @@ def test_a_completion_ends_as_the_template_ends_a_turn() -> None:
     words = tokenizer()
     assert (turn_end(words), completed(words, "ab")[-1], template_notes(words)) == (EOS, EOS, [])
     words.eos_token = "<s>"
-    start = words.convert_tokens_to_ids("<s>")
+    start = int(words.convert_tokens_to_ids("<s>"))  # type: ignore[arg-type]
     assert (words.eos_token_id, completed(words, "ab")[-1]) == (start, EOS)
     assert "ends a turn with '<eos>' and the tokenizer calls '<s>' the end" in template_notes(words)[0]
+    assert template_notes(words, [start, EOS]) == []  # as Gemma: the generation config ends answers there too
+    assert template_notes(words, [start]) == template_notes(words)
     bare = tokenizer(template=None)
     assert (turn_end(bare), template_notes(bare)[0][:31]) == (EOS, "the model has no chat template:")
     lines = tokenizer(template="{% for m in messages %}# {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}")
@@ -141,6 +143,19 @@ def test_the_end_of_a_turn_is_that_of_the_template(closing: str, ids: list[str],
     notes = template_notes(words)
     assert len(notes) == (note is not None)
     assert note is None or re.search(note, notes[0])
+
+
+def test_what_ends_an_answer_is_read_from_the_generation_config(tmp_path: Path) -> None:
+    model = student()
+    model.plain.generation_config.eos_token_id = [0, EOS]
+    model.tokenizer.eos_token = "<s>"
+    model.plain.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    reader = Pretrained(str(tmp_path)).check()
+    assert reader.ends == (0, EOS)
+    assert template_notes(reader.tokenizer, reader.ends) == []
+    (tmp_path / "generation_config.json").unlink()
+    assert Pretrained(str(tmp_path)).check().ends == (EOS,)  # as the model's config says
 
 
 def test_answers_stop_at_the_end_of_a_turn_also_in_plain_transformers(tmp_path: Path) -> None:

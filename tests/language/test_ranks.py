@@ -17,14 +17,19 @@ from selfdistill.language.sampling import export
 from selfdistill.language.trainer import fit
 from tests.language.tiny import prompts, student
 from tests.training.test_distributed import _torchrun
-from tests.workers.spoken import CASES, ENGINES, train
+from tests.workers.spoken import CASES, CUT, ENGINES, train
+
+FULL = ("sdft", "sdpo", "opsd", "spin")  # cases whose teachers have all weights, which are not those of an adapter
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("two")
-    for what in ("all", "fail", "resume"):
-        _torchrun(base / f"{what}.txt", "tests.workers.spoken", str(base), what)
+    export(student(), base / "tiny")
+    rows = [{"prompt": f"say {i}", "demonstration": f"{i}", "answer": f"{i}", "checker": "exact"} for i in range(30)]
+    (base / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    for part in ("first", "second"):
+        _torchrun(base / f"{part}.txt", "tests.workers.spoken", str(base), part)
     return base
 
 
@@ -41,20 +46,24 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("case", [*CASES, "cut"])
+@pytest.mark.parametrize("case", [*CASES, *(f"{case}-cut" for case in CUT)])
 def test_all_processes_end_with_the_same_weights(two: Path, case: str, engine: str) -> None:
     place = two / engine / case
     assert (place / "digest-0").read_text() == (place / "digest-1").read_text()
 
 
-@pytest.mark.parametrize("case", [*CASES, "cut"])
-def test_processes_share_what_learns_under_fsdp_alone(two: Path, case: str) -> None:
-    each, parts = ([int((two / engine / case / f"held-{i}").read_text()) for i in range(2)] for engine in ENGINES)
+@pytest.mark.parametrize("what", ["held", "taught"])
+@pytest.mark.parametrize("case", [*CASES, *(f"{case}-cut" for case in CUT)])
+def test_processes_share_what_learns_and_what_teaches_under_fsdp_alone(two: Path, case: str, what: str) -> None:
+    each, parts = ([int((two / engine / case / f"{what}-{i}").read_text()) for i in range(2)] for engine in ENGINES)
     assert each[0] == each[1] == sum(parts)
-    assert max(parts) < 0.51 * sum(parts)
+    if what == "held" or case.removesuffix("-cut") in FULL:  # an adapter's teachers are in the layers of the model
+        assert 0 < max(parts) < 0.51 * sum(parts)
+    else:
+        assert sum(parts) == 0
 
 
-@pytest.mark.parametrize("case", ["sft", "sft-lora", "rft"])
+@pytest.mark.parametrize("case", ["sft", "sft-lora", "rft", "spin"])
 def test_two_processes_learn_what_one_learns(two: Path, case: str, tmp_path: Path) -> None:
     """Demonstrations, and completions that are written once for all, do not depend on how prompts are spread."""
     train(tmp_path, case)
@@ -64,7 +73,7 @@ def test_two_processes_learn_what_one_learns(two: Path, case: str, tmp_path: Pat
         close(read_tensors(two / engine / case / "weights.safetensors"), one)
 
 
-@pytest.mark.parametrize("case", ["sdft", "sdft-lora", "sdpo", "opsd-lora", "spin-lora"])
+@pytest.mark.parametrize("case", ["sdft", "sdft-lora", "sdpo", "opsd", "opsd-lora", "spin", "spin-lora"])
 def test_shards_learn_what_copies_learn(two: Path, case: str) -> None:
     """Averages, adapters switched off and answers written on the way are of the weights in one piece."""
     ddp, fsdp = (read_tensors(two / engine / case / "weights.safetensors") for engine in ENGINES)
@@ -72,28 +81,22 @@ def test_shards_learn_what_copies_learn(two: Path, case: str) -> None:
     close(fsdp, ddp)
 
 
+@pytest.mark.parametrize("case", CUT)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_that_was_cut_ends_as_if_it_had_not_been(two: Path, engine: str) -> None:
-    whole, cut = (read_tensors(two / engine / name / "weights.safetensors") for name in ("sdft-lora", "cut"))
+def test_a_run_that_was_cut_ends_as_if_it_had_not_been(two: Path, engine: str, case: str) -> None:
+    whole, cut = (read_tensors(two / engine / name / "weights.safetensors") for name in (case, f"{case}-cut"))
     assert all(cut[name].equal(value) for name, value in whole.items())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_command_trains_and_writes_once(tmp_path: Path, engine: str) -> None:
+def test_the_command_trains_and_writes_once(two: Path, engine: str) -> None:
     """The answers, the table and the product are the first process's; the other one writes and says nothing."""
-    export(student(), tmp_path / "tiny")
-    rows = [{"prompt": f"say {i}", "demonstration": f"{i}", "answer": f"{i}", "checker": "exact"} for i in range(30)]
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    _torchrun(
-        tmp_path / "log.txt", "selfdistill", "run", str(tmp_path / "p.jsonl"), "--model", str(tmp_path / "tiny"),
-        "--method", "sdft(max_tokens=4)", "--max-tokens", "4", "--steps", "2", "--batch-size", "6", "--device", "cpu",
-        "--out", str(tmp_path / "run"), "--quiet", "--parallel", engine, "--audit", "off", "--lr", "0.01",
-    )  # fmt: skip
-    assert (tmp_path / "log.txt").read_text().count("One seed proves little") == 1
-    result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
+    assert (two / "second.txt").read_text().count("One seed proves little") == len(ENGINES)
+    place = two / engine / "command"
+    result = json.loads((place / "run.json").read_text())["result"]
     assert result["generations"][0]["test"]
-    product = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").state_dict()
-    learnt = read_tensors(tmp_path / "run" / "generations" / "0-final.safetensors")
+    product = AutoModelForCausalLM.from_pretrained(place / "model").state_dict()
+    learnt = read_tensors(place / "generations" / "0-final.safetensors")
     assert all(product[name.removeprefix("lm.")].equal(value) for name, value in learnt.items())
     assert moved(learnt, "sft")
 

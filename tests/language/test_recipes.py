@@ -6,6 +6,7 @@ import ast
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -19,19 +20,24 @@ from selfdistill.language import recipes
 from selfdistill.language.completions import Language
 from selfdistill.language.contexts import Demonstration, Hint, Instruction, NoContext, SiblingAttempts
 from selfdistill.language.recipes import RECIPES
+from selfdistill.language.sampling import export
 from selfdistill.language.trainer import fit
 from selfdistill.losses.chunked.divergences import TokenDivergence
 from selfdistill.losses.chunked.sweep import Truncated
 from selfdistill.models.causal_lm import Causal
 from selfdistill.teachers import Ema
+from selfdistill.terms.spans import SpanTerm
 from selfdistill.terms.tokens import PerSequence, PolicyGradient, PreferenceTerm, TeacherReturns
-from tests.language.tiny import prompts, student
+from tests.language.tiny import foreigner, prompts, student
 
 # what the papers say, as plain values: teacher, divergence, support, skip, means; source, temperature, top p, top k,
 # samples; context; generations, restart; advice
 PAPERS: dict[str, dict[str, Any]] = {
     "sft": {"label": "TokenCrossEntropy", "source": "Demonstrations", "generations": 1, "lr": 2e-5,
             "needs": ("demonstration",)},
+    "mutual_adapters": {"label0": "Term", "label1": "Term", "peer0_1": "Term", "peer1_0": "Term", "label2": None,
+                        "source": "Demonstrations", "epochs": 1, "lora": 16, "lr": 1e-4, "generations": 1,
+                        "needs": ("demonstration",)},
     "sdft": {"teacher": "Ema", "rate": 0.01, "divergence": "ForwardKL", "entries": None, "support": None, "skip": 3,
              "mean_over": "sequence", "per": "sequence", "source": "OnPolicy", "samples": 1, "temperature": 1.0,
              "top_p": 1.0, "top_k": 0, "context": "Demonstration", "lr": 2e-5, "clip": 1.0, "batch_size": 32,
@@ -55,6 +61,10 @@ PAPERS: dict[str, dict[str, Any]] = {
              "source": "OncePerGeneration",
                              "context": "Demonstration", "writes_with": "Demonstration"},
     "gkd": {"teacher": "Frozen", "divergence": "JensenShannon", "beta": 0.5, "source": "MixedPolicy", "share": 0.5},
+    "gold": {"teacher": "OtherTokens", "distance": "SharedDivergence", "beta": 0.5, "positions": False, "share": 0.5,
+             "source": "MixedPolicy", "temperature": 0.9, "top_p": 0.95, "top_k": 0, "needs": ("demonstration",)},
+    "uld": {"teacher": "OtherTokens", "distance": "SortedDistance", "positions": True, "weight": 1.5,
+            "label": "TokenCrossEntropy", "source": "Demonstrations", "needs": ("demonstration",)},
     "minillm": {"teacher": "Frozen", "divergence": "ReverseKL", "source": "TeacherMixed", "share": 0.2, "weight": 1.0,
                 "temperature": 1.0, "top_p": 1.0, "top_k": 0, "per": "token", "support": None},
     "star": {"label": "TokenCrossEntropy", "source": "OncePerGeneration",
@@ -121,7 +131,12 @@ def plain(method: Language) -> dict[str, Any]:
         assert isinstance(support, Truncated)
         assert not support.renormalised
         found |= {"above": getattr(cover.gate, "least", None), "covered": (support.k, support.of)}
-    if term := method.terms.get("distil"):
+    term = method.terms.get("distil")
+    if isinstance(term, SpanTerm):
+        distance = term.distance
+        found |= {"teacher": named(term.teacher), "distance": named(distance), "positions": term.positions,
+                  "beta": getattr(distance, "beta", None), "weight": term.weight}  # fmt: skip
+    elif term:
         assert isinstance(term, Term)
         assert isinstance(term.loss, TokenDivergence)
         loss, gates = term.loss, term.gate.gates if isinstance(term.gate, Product) else (term.gate,)
@@ -259,14 +274,18 @@ def lenient(completion: str, answer: str) -> float:
 SMALL: dict[str, dict[str, Any]] = {"sdpo": {"samples": 2, "k": 5}, "grpo": {"samples": 2}, "rest": {"samples": 2},
                                     "rft": {"samples": 2}, "srpo": {"samples": 2, "k": 5}, "lsm": {"k": 5},
                                     "gates": {"samples": 2, "agree": 1}}  # fmt: skip
-CASES = [(name, 0) for name in PAPERS] + [
+CASES = [(name, 4 if name == "mutual_adapters" else 0) for name in PAPERS] + [
     (name, 4) for name in ("sdft", "sdpo", "opsd", "opsdc", "opsdl", "spin", "star")
 ]
 
 
 @pytest.mark.parametrize(("name", "lora"), CASES)
-def test_every_recipe_trains(name: str, lora: int) -> None:
-    options = SMALL.get(name, {}) | ({} if name in ("sft", "hindsight") else {"max_tokens": 5})
+def test_every_recipe_trains(name: str, lora: int, tmp_path: Path) -> None:
+    options = SMALL.get(name, {})
+    options = options | ({} if name in ("sft", "mutual_adapters", "hindsight", "uld") else {"max_tokens": 5})
+    if name in ("gold", "uld"):
+        export(foreigner(), tmp_path)
+        options = options | {"teacher": str(tmp_path)}
     method = MAKE[name](**options)
     more: dict[str, Any] = {"feedback": "No."} if name == "hindsight" else {}
     data = prompts(30, checker="tests.language.test_recipes:lenient", privileged_context="ab", **more)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfdistill.errors import CheckpointError
 from selfdistill.io import checkpoint
 from selfdistill.language import trainer
 from selfdistill.language.completions import Language
-from selfdistill.language.recipes import minillm, opsd, rest, rft, sdft, sdpo, spin, ssd, star
+from selfdistill.language.recipes import minillm, mutual_adapters, opsd, rest, rft, sdft, sdpo, spin, ssd, star
 from selfdistill.language.sampling import Sampling, by_transformers
 from selfdistill.language.trainer import fit
 from selfdistill.models.causal_lm import Causal
@@ -86,11 +87,13 @@ METHODS: dict[str, Language] = {
     "opsd": opsd(max_tokens=5),
     "spin": spin(generations=2, max_tokens=5),
     "minillm": minillm(max_tokens=5),
+    "mutual_adapters": mutual_adapters(),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "lora"), [("sdft", 0), ("sdft", 4), ("sdpo", 4), ("opsd", 0), ("spin", 4), ("minillm", 4)]
+    ("name", "lora"),
+    [("sdft", 0), ("sdft", 4), ("sdpo", 4), ("opsd", 0), ("spin", 4), ("minillm", 4), ("mutual_adapters", 4)],
 )
 def test_cut_between_steps(name: str, lora: int, tmp_path: Path) -> None:
     method = METHODS[name]
@@ -210,3 +213,27 @@ def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     return [t for v in value.values() for t in tensors(v)] if isinstance(value, dict) else []
+
+
+@pytest.mark.parametrize("earlier", ["dense", "version"])
+def test_a_checkpoint_with_a_dense_average_of_an_adapter_is_refused(earlier: str, tmp_path: Path) -> None:
+    """Earlier versions held the product B A of each layer, by number; and one whose number is another is not read."""
+    run(sdft(max_tokens=5), 4, tmp_path, save_steps=1)
+    newest = checkpoint.newest(tmp_path / "checkpoints")
+    assert newest is not None
+    if earlier == "version":
+        for manifest in (tmp_path / "checkpoints").glob("*/manifest.json"):
+            manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    else:
+        saved = checkpoint.read(newest)
+        objective = saved["objective"]
+        factors = [name for name in objective if "lora_A" in name]
+        place = factors[0].rpartition(".")[0]
+        dense = [objective[b].float() @ objective[a].float() for a in factors for b in [a.replace("lora_A", "lora_B")]]
+        saved["objective"] = {name: value for name, value in objective.items() if "lora_" not in name}
+        saved["objective"] |= {f"{place}.{number}": value for number, value in enumerate(dense)}
+        checkpoint.write(tmp_path / "checkpoints", saved)
+    with pytest.raises(CheckpointError) as refused:
+        run(sdft(max_tokens=5), 4, tmp_path, resume=True, save_steps=1)
+    assert "\n" not in str(refused.value)
+    assert "start" in str(refused.value)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from selfdistill.language.sampling import (
     roll,
 )
 from selfdistill.language.trainer import fit
+from selfdistill.language.vllm_engine import check_vllm
 from selfdistill.models.causal_lm import Causal
-from tests.language.tiny import EOS, doubled, prompts, shaken, spoken, student
+from tests.language import vllm_stand_in
+from tests.language.tiny import EOS, PADDED, doubled, prompts, shaken, spoken, student, write_prompts
+from tests.terminal import refused
 
 ASKED = [(7, [10, 11, 12, 13, 14]), (3, [15]), (5, [16, 17, 18]), (9, [19, 20, 21, 22])]
 GREEDY = Sampling(0.0, max_tokens=8)
@@ -216,88 +220,83 @@ def test_a_referee_counts_what_fails() -> None:
 # another engine
 
 
-@dataclass
-class At:
-    logprob: float
-
-
-@dataclass
-class Output:
-    token_ids: list[int]
-    logprobs: list[dict[int, At]]
-
-
-@dataclass
-class Answer:
-    outputs: list[Output]
-
-
-class Fake:
-    """What vLLM would answer: the model of the folder, whose log-probabilities are a little off."""
-
-    loads: list[str]
-
-    def __init__(self, off: float = -0.3) -> None:
-        self.loads, self.off, self.asked = [], off, list[dict[str, Any]]()
-
-    def __call__(self, folder: str) -> Fake:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        self.loads.append(folder)
-        self.lm = AutoModelForCausalLM.from_pretrained(folder).eval()
-        assert len(AutoTokenizer.from_pretrained(folder)) < self.lm.config.vocab_size
-        return self
-
-    def generate(self, asked: Any, options: dict[str, Any]) -> list[Answer]:
-        self.asked.append(options)
-        found = []
-        for one in asked:
-            ids = list(one["prompt_token_ids"])
-            said = [20, 21, EOS]
-            with torch.no_grad():
-                log_p = torch.log_softmax(self.lm(input_ids=torch.tensor([ids + said])).logits[0, :, :-3], -1)
-            own = log_p[range(len(ids) - 1, len(ids) + 2), said].tolist()
-            found.append(
-                Answer([Output(said, [{i: At(v + self.off), 5: At(0.0)} for i, v in zip(said, own, strict=True)])])
-            )
-        return found
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of a stand-in for vLLM."""
+    monkeypatch.setitem(sys.modules, "vllm", vllm_stand_in)
+    monkeypatch.setattr(vllm_stand_in, "OFF", [0.0])
+    vllm_stand_in.CALLS.clear()
+    return vllm_stand_in.CALLS
 
 
 @pytest.mark.parametrize("lora", [0, 4])
-def test_vllm_loads_weights_when_they_changed(lora: int) -> None:
-    model, fake = student(lora), Fake(0.0)
-    engine = Vllm(fake)
-    sampling = Sampling(0.7, 0.9, 5, 6)
-    first = roll(model, ASKED, sampling, (1,), engine)
-    roll(model, ASKED, sampling, (2,), engine)
-    assert len(fake.loads) == 1
-    assert fake.asked[0] == {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_tokens": 6,
-                             "seed": rng.seed(1, 0), "logprobs": 0}  # fmt: skip
-    shaken(model)
-    second = roll(model, ASKED, sampling, (3,), engine)
-    assert len(fake.loads) == 2
-    assert not any(Path(folder).exists() for folder in fake.loads)
-    for found, lm in ((second, doubled(model)),):
-        for r, log_p in zip(found, spoken(lm, [(r.prompt, r.ids) for r in found], model.vocabulary), strict=True):
-            assert r.log_probs == pytest.approx(log_p[range(3), list(r.ids)].tolist(), abs=1e-4)
-    assert first[0].log_probs != second[0].log_probs
+def test_vllm_sleeps_and_writes_by_the_weights_of_now(lora: int, vllm: list[str]) -> None:
+    """Greedy answers are those of the student, merged, also after it has moved; so are the log-probabilities."""
+    model, engine = student(lora), Vllm()
+    woken = ["wake weights", "reload_weights", "wake kv_cache", f"generate {len(ASKED)}", "sleep 2"]
+    for number in range(3):
+        before = len(vllm)
+        found = roll(model, ASKED, GREEDY, (number,), engine)
+        assert vllm[before:] == (["load", "sleep 2", *woken] if number == 0 else woken)
+        for r, (_, prompt) in zip(found, ASKED, strict=True):
+            assert r.ids == by_hand(model, prompt, 8)
+        said = spoken(doubled(model), [(r.prompt, r.ids) for r in found], len(model.tokenizer) + PADDED)
+        for r, log_p in zip(found, said, strict=True):
+            assert r.log_probs == pytest.approx(log_p[range(len(r.ids)), list(r.ids)].tolist(), abs=1e-3)
+        if number != 1:  # the third call is by the weights of the second
+            shaken(model, 0.2)
+            if number == 2:
+                break
+    assert len({r.ids for r in found}) > 1
 
 
-def test_its_log_probabilities_weigh_the_loss() -> None:
-    """exp(0.3) too rare by the sampler: every token counts exp(0.3) times; the cap is 2."""
-    means = dict[float, float]()
-    for off in (0.0, -0.3, -5.0):
+def test_vllm_draws_by_the_sampling_and_the_address(vllm: list[str]) -> None:
+    model, engine = student(), Vllm()
+    asked = [(i, [10 + i % 7, 11]) for i in range(60)]  # more than one batch of transformers: one call
+    sampling = Sampling(0.7, 0.9, 2, 3)
+    one, again, other = (roll(model, asked, sampling, (seed,), engine) for seed in (1, 1, 2))
+    assert [r.ids for r in one] == [r.ids for r in again]
+    assert [r.ids for r in one] != [r.ids for r in other]
+    assert vllm.count("generate 60") == 3
+    for r in one:
+        log_p = spoken(doubled(model), [(r.prompt, r.ids)], model.vocabulary)[0]
+        assert all(int((row > row[i]).sum()) < 2 for row, i in zip(log_p, r.ids, strict=False))
+    assert all(
+        i < model.vocabulary for r in roll(model, asked, Sampling(9.0, max_tokens=4), (1,), engine) for i in r.ids
+    )
+
+
+def test_its_log_probabilities_weigh_the_loss(vllm: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """exp(0.3) too rare by the sampler: every token counts exp(0.3) times; min(p / p_sampler, 2) is at most 2."""
+    means = dict[float | None, float]()
+    for off in (None, 0.0, -0.3, -5.0):
+        monkeypatch.setattr(vllm_stand_in, "OFF", [off])
         options: dict[str, Any] = {"device": "cpu", "steps": 1, "batch_size": 4, "max_tokens": 4}
-        result = fit(student, prompts(20), sdft(skip=0, max_tokens=4), engine=Vllm(Fake(off)), **options)
+        result = fit(student, prompts(20), sdft(skip=0, max_tokens=4), engine=Vllm(), **options)
         means[off] = result.history[-1]["loss"]
-    assert means[0.0] > 0
+    assert means[None] > 0
+    assert 1.0 <= means[0.0] / means[None] < 1.3  # the sampler gives something to outputs that are no token
     assert means[-0.3] / means[0.0] == pytest.approx(math.exp(0.3), rel=1e-3)
-    assert means[-5.0] / means[0.0] == pytest.approx(2.0, rel=1e-3)
+    assert means[-5.0] / means[None] == pytest.approx(2.0, rel=1e-3)
 
 
 def test_without_vllm_it_says_so() -> None:
     with pytest.raises(DataError, match="vLLM is not installed"):
         Vllm()(student(), [[5]], GREEDY, 0)
+
+
+def test_the_command_refuses_vllm_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_prompts(tmp_path)
+    usual = ["run", tmp_path / "p.jsonl", "--model", tmp_path / "tiny", "--engine", "vllm", "--out", tmp_path / "run"]
+    assert "--engine vllm needs vLLM" in refused(*usual)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: name)
+    assert "--engine vllm needs a CUDA device" in refused(*usual, "--device", "cpu")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(DataError, match="leave one of them out"):
+        check_vllm(None, load_in_4bit=True)
+    check_vllm("cuda")
+    assert "--engine vllm has a meaning for prompts alone" in refused("run", "digits", "--engine", "vllm")
 
 
 @pytest.mark.parametrize("lora", [0, 4])

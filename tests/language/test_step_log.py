@@ -52,6 +52,7 @@ def test_a_step_is_what_a_plain_computation_says(tmp_path: Path) -> None:
     assert [line["step"] for line in found] == [1, 2, 3]
     assert [line["seconds"] for line in found] == sorted(line["seconds"] for line in found)
     assert [entry["loss"] for entry in whole.history] == pytest.approx([line["loss"] for line in found])
+    assert whole.history[-1]["read"] == sum(line["read"] for line in found)
 
 
 @pytest.mark.parametrize("method", [sdft(rate=0.3, max_tokens=5), ssd(max_tokens=5)], ids=["sdft", "ssd"])
@@ -78,6 +79,8 @@ def test_a_run_that_was_cut_has_the_lines_of_one_that_was_not(method: Any, group
     assert len(theirs) == whole.steps
     assert [{**line, "seconds": 0} for line in mine] == [{**line, "seconds": 0} for line in theirs]
     assert again.history == whole.history
+    if not method.source.once:  # each token that was written is learnt once
+        assert whole.history[-1]["written"] == sum(line["tokens"] for line in theirs)
 
 
 def test_lines_that_are_gone_are_told(tmp_path: Path) -> None:

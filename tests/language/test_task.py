@@ -172,11 +172,9 @@ def test_explain_shows_what_the_teacher_alone_reads(place: Path) -> None:
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_vllm_on_shards_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_in_two_processes_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfdistill.core.distributed.size", lambda: 2)
-    with pytest.raises(
-        DataError, match="vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM"
-    ):
+    with pytest.raises(DataError, match="vLLM writes for one process alone; leave torchrun or vLLM away"):
         fit(student, prompts(20), RECIPES["sdft"](), out=tmp_path / "run", device="cpu", parallel="fsdp", engine=Vllm())
     assert not (tmp_path / "run").exists()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -61,6 +61,38 @@ def student(lora: int = 0, seed: int = 0, context: int = 512, template: str | No
     config = LlamaConfig(vocab_size=len(words) + PADDED, max_position_embeddings=context, pad_token_id=0,
                          eos_token_id=EOS, bos_token_id=None, **shape)  # fmt: skip
     return of_model(LlamaForCausalLM(config), words, Pretrained("tiny", lora=lora))
+
+
+FOREIGN_TEMPLATE = (
+    "{% for m in messages %}{% if m['role']=='user' %}Q:{{m['content']}}\n{% else %}A:{{m['content']}}<|end|>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+)
+
+
+def foreign_tokenizer(texts: Sequence[str] = ("abcd dcba abab cdcd abc bcd 12 34",)) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that has learnt pairs of letters, with other special tokens and another template."""
+    pairs = Tokenizer(models.BPE())
+    pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pairs.decoder = decoders.ByteLevel()
+    named = ["<|end|>", "<pad>"]
+    learn = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=named, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    pairs.train_from_iterator(texts, learn)
+    made = PreTrainedTokenizerFast(tokenizer_object=pairs, eos_token="<|end|>", pad_token="<pad>")
+    made.chat_template = FOREIGN_TEMPLATE
+    return made
+
+
+def foreigner(seed: int = 7, words: PreTrainedTokenizerFast | None = None) -> Causal:
+    """A model that knows nothing, with a tokenizer of its own."""
+    torch.manual_seed(seed)
+    words = words or foreign_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(words) + 2, max_position_embeddings=512, pad_token_id=1, eos_token_id=0, bos_token_id=None,
+        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3,
+    )  # fmt: skip
+    return of_model(LlamaForCausalLM(config), words, Pretrained("foreign"))
 
 
 def shaken(model: Causal, by: float = 0.05, seed: int = 1) -> Causal:

@@ -41,6 +41,7 @@ from ...training.fit import Result, fit
 from ..network_run import batch_size_for
 from ..network_task import SplitOutputs, split_outputs
 from ..processes import run_jobs
+from ..ray_jobs import Work, run_on_ray
 from .settings import (
     HALF,
     PLAIN,
@@ -245,7 +246,7 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
             elif cell.method == UNTRAINED:
                 found = _untrained(cell, data)
             else:
-                found = _network(cell, data, _known(first))
+                found = _network(cell, data, _steps_known(first))
         record = {"status": "finished", **found}
     except Exception as error:  # a new recipe's own fault is a row of the table too
         said = f"{type(error).__name__}: {one_line(error)}"
@@ -274,7 +275,7 @@ def _first(cell: Cell, out: Path) -> dict[str, Any] | None:
     return record
 
 
-def _known(first: dict[str, Any] | None) -> int | None:
+def _steps_known(first: dict[str, Any] | None) -> int | None:
     """The steps that the first seed found.
 
     Raises:
@@ -406,9 +407,16 @@ def _span(seconds: float) -> str:
 
 
 def run_cells(
-    wanted: Sequence[Cell], out: Path, workers: int = 1, minutes: float | None = None, tell: Tell = lambda line: None
+    wanted: Sequence[Cell],
+    out: Path,
+    workers: int = 1,
+    minutes: float | None = None,
+    tell: Tell = lambda line: None,
+    on: str | None = None,
 ) -> int:
     """Train what is not trained yet; how many cells are left when the time is over.
+
+    ``on`` is a cluster for them (``ray`` or ``ray:ADDRESS``), in the place of ``workers`` processes here.
 
     Raises:
         DataError: data are missing, or a record is of another setting.
@@ -427,11 +435,24 @@ def run_cells(
         cell = _next(queue, running)
         return cell if cell is not None and progress.time_for(cell) else None
 
-    run_jobs(
-        left, lambda cell: (run, (cell, out)), progress.ended, workers=min(workers, max(1, len(left))), folder=out,
-        choose=choose,
-    )  # fmt: skip
+    if on is not None:
+        place = out.resolve()
+
+        def remote(cell: Cell) -> Work:
+            key = f"{cell.setting.name}: {cell.method}, seed {cell.seed}"
+            return Work(key, run, (cell, place), _known, (cell, place))
+
+        run_on_ray(left, remote, progress.ended, choose, on=on, folder=out)
+        return len(left) - progress.finished
+    several = min(workers, max(1, len(left)))
+    run_jobs(left, lambda cell: (run, (cell, out)), progress.ended, workers=several, folder=out, choose=choose)
     return len(left) - progress.finished
+
+
+def _known(cell: Cell, out: Path) -> list[dict[str, Any]]:
+    """The record of a cell that is trained; none of one that is not."""
+    record = read(cell, out)
+    return [] if record is None else [record]
 
 
 def _next(queue: Sequence[Cell], running: Sequence[Cell]) -> Cell | None:

@@ -46,11 +46,13 @@ from ...training.comparison import (
     Job,
     check,
     cost,
+    fixed_cost,
     of_seed,
     split_match,
 )
 from ..folder import Folder, locked
 from ..processes import run_jobs
+from ..ray_jobs import Work, run_on_ray
 from ..request_trust import require_request_trust
 from ..task_types import TASK_TYPES
 from .verdicts import judge, label_curve
@@ -110,6 +112,11 @@ def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer, 
         shutil.rmtree(folder / "training", ignore_errors=True)
 
 
+def _known(folder: Path) -> list[None]:
+    """One entry for a cell that is trained, none for another."""
+    return [None] if (folder / "cell.json").exists() else []
+
+
 @contextmanager
 def named(job: Job) -> Iterator[None]:
     """An error says which training it came from."""
@@ -129,6 +136,7 @@ class Comparison:
         self.folder, self.request, self.settings, self.design = folder, request, settings, design
         self._folder = Folder(folder, "plan.json", "comparison")
         self._meter: Meter | None = None
+        self.on: str | None = None  # a cluster for the trainings; it changes no result
         self._options: dict[str, Value] = {}  # that ask for it, as run.toml has them
 
     @classmethod
@@ -241,7 +249,8 @@ class Comparison:
             raise
         if plan["jobs"] is None:
             costs = {job.name: cost(self._cell(job), self._times(job)["seconds"], self.settings.match) for job in tried}
-            amount, jobs = design.planned(costs)
+            fixed = {job.name: fixed_cost(self._cell(job), self.settings.match) for job in tried}
+            amount, jobs = design.planned(costs, fixed)
             plan |= {"amount": amount, "jobs": [asdict(job) for job in jobs]}
             write_json(self.plan_file, plan)
         one_seed, seeds = [Job(**job) for job in plan["jobs"]], plan.get("seeds", list(self.settings.seeds))
@@ -284,7 +293,7 @@ class Comparison:
         asked = max(job.steps for job in jobs)
         if not asked:
             return seeds, None
-        fixed, rate, costs = Expense(), Expense(), dict[str, float]()
+        fixed, rate, costs, once = Expense(), Expense(), dict[str, float](), dict[str, float]()
         for job in jobs:
             short = max(1, asked // TRIAL)
             _, one = self._trial(job, short, plan["threads"])
@@ -294,9 +303,12 @@ class Comparison:
             start = [max(0.0, a - s * short) for a, s in zip(one, slope, strict=True)]
             rate = Expense(*(max(a, b / alike) for a, b in zip(rate, slope, strict=True)))
             fixed = Expense(*(max(a, b / alike) for a, b in zip(fixed, start, strict=True)))
-            costs[job.name] = cost(second, two.seconds, self.settings.match) * asked / (2 * short)
+            match = self.settings.match
+            once[job.name] = fixed_cost(second, match)
+            grown = cost(second, two.seconds, match) - once[job.name]
+            costs[job.name] = once[job.name] + grown * asked / (2 * short)
         meter.check_memory("a training of the comparison")
-        each = design.planned(costs)[1]
+        each = design.planned(costs, once)[1]
         trainings, workers = sum(map(design.trainings, each)), self._workers(len(each) * len(seeds), plan["threads"])
         spend = Expense(MARGIN * meter.left().seconds * workers, meter.left().passes)
 
@@ -401,6 +413,16 @@ class Comparison:
         def call(job: Job) -> tuple[Callable[..., None], tuple[Any, ...]]:
             return _work, (job, self.request, self.place(job), count, self.design.run, trust.is_trusted())
 
+        if self.on is not None:
+            folder = self.folder.resolve()
+
+            def remote(job: Job) -> Work:
+                place = folder / "cells" / job.key
+                arguments = (job, self.request, place, count, self.design.run, trust.is_trusted())
+                return Work(job.key, _work, arguments, _known, (place,))
+
+            run_on_ray(left, remote, finished, choose, on=self.on, folder=folder, threads=count)
+            return
         run_jobs(left, call, finished, workers=self._workers(len(left), count), folder=self.folder, choose=choose)
 
     @staticmethod
@@ -503,6 +525,7 @@ def compare_labels(
     labels: Sequence[int],
     out: str | Path | None = None,
     tell: Tell = lambda line: None,
+    on: str | None = None,
     source: Path | None = None,
 ) -> dict[str, Any]:
     """The same comparison at several numbers of labels, each in a folder of its own.
@@ -513,6 +536,7 @@ def compare_labels(
         labels: the numbers.
         out: the folder of them all; the same call there goes on with what was cut.
         tell: as of `compare`.
+        on: as of `compare`.
         source: as of `Comparison.create`.
 
     Returns:
@@ -539,6 +563,7 @@ def compare_labels(
         part.design.load(part.request, settings)
 
     def execute(count: int) -> dict[str, Any]:
+        parts[count].on = on
         return parts[count].execute(lambda line: tell(f"{count} labels: {line}"))
 
     results = {count: execute(count) for count in counts}
@@ -566,6 +591,7 @@ def compare(
     out: str | Path | None = None,
     tell: Tell = lambda line: None,
     trust_code: bool = False,
+    on: str | None = None,
 ) -> dict[str, Any]:
     """Compare methods with controls and with each other at matched compute.
 
@@ -574,13 +600,15 @@ def compare(
         methods: recipes' expressions, such as ``born_again()``.
         seeds: how many; each is a split, a set of wrong labels, an initialisation and a data order for all rows alike.
         match: what is matched: sample ``passes`` (forward 1, backward 2), optimizer ``steps`` (of prompts, where it is
-            left open), ``seconds``, or for prompts the ``completions`` drawn.
+            left open), ``seconds``, or for prompts the ``completions`` drawn, or
+            the ``tokens`` written by sampling plus those that the student reads in training, prompts included.
         budget: bounds of the whole comparison, such as ``2h|8GiB``.
         level: of the verdicts, over the methods.
         ablation: whether methods with peers are also trained by their own predictions, and by both.
         out: the comparison's folder; the same call there goes on with what was cut.
         tell: called with lines about what is done and what is left.
         trust_code: whether functions that folders and files name, such as a teacher's, may be run.
+        on: a cluster for the trainings: ``ray`` or ``ray:ADDRESS``; see `ray_jobs`.
 
     Returns:
         What ``comparison.json`` holds; all of it but ``times`` is the same when it is run again.
@@ -596,7 +624,9 @@ def compare(
     chosen = tuple(range(request.seed, request.seed + seeds))
     settings = ComparisonSettings(tuple(methods), chosen, matched, level, ablation)
     with trust.trust_code(trust_code):
-        return Comparison.create(request, settings, out).execute(tell)
+        comparison = Comparison.create(request, settings, out)
+        comparison.on = on
+        return comparison.execute(tell)
 
 
 def design_for(request: Request, methods: Sequence[str]) -> type[ComparisonDesign]:

@@ -17,7 +17,11 @@ from ...report.summary import budget_lines
 from ...training.comparison import BEFORE, PLAIN
 from .verdicts import called
 
-MORE = {"kept": "prior", "length": "tokens"}  # metrics of language models that are told beside the first
+MORE = {
+    "kept": "prior",
+    "tasks": "lm-eval",
+    "length": "tokens",
+}  # metrics of language models that are told beside the first
 
 
 def show(result: dict[str, Any]) -> None:
@@ -93,6 +97,7 @@ def _legend(result: dict[str, Any], verdicts: Sequence[str]) -> str:
             f"{plain} and {best}, the best control by the audit."
         )
     prior = "; prior: prior tasks right" if "kept" in result["metrics"] else ""
+    prior += "; lm-eval: score on its tasks" if "tasks" in result["metrics"] else ""
     return (
         f"± 95 %: difference to {verdicts[0]}; {', '.join(verdicts)}: verdict against each (p-values corrected, Holm); "
         f"the best control is {best}{prior}."

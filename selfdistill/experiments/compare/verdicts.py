@@ -26,7 +26,7 @@ from ...training.comparison import ABOUT, BEFORE, INDEPENDENT, PEERS, PLAIN
 WORDS = {"BEATS": "BEATS", "TIES": "TIES with", "LOSES": "LOSES to"}
 
 
-TOLD = {"kept": "accuracy on prior tasks"}  # metrics whose names say little
+TOLD = {"kept": "accuracy on prior tasks", "tasks": "score on tasks of lm-eval"}  # metrics whose names say little
 
 
 Cells = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> record
@@ -92,7 +92,7 @@ def judge(
         "verdict": [
             _sentence(row, metric, called(references), level, able, BEFORE in cells)
             for row in rows[: len(methods)]
-            for metric in [next(iter(row["metrics"])), *(name for name in row["metrics"] if name == "kept")]
+            for metric in [next(iter(row["metrics"])), *(name for name in row["metrics"] if name in TOLD)]
         ],
         "benefits": [line for row in rows[: len(methods)] if (line := benefits(row, rows, plain))],
         **({"ablation": ablation(cells, ablations, names[plain], task, level)} if ablations else {}),
@@ -193,6 +193,8 @@ def _row(name: str, cells: Cells, plain: str, metrics: Sequence[str], against: d
         row["robust"] = _robust(name, cells, plain)
     if "drawn" in records[0]:
         row["drawn"] = statistics.fmean(r["drawn"] for r in records)
+    if "tokens" in records[0]:
+        row["tokens"] = {key: statistics.fmean(r["tokens"][key] for r in records) for key in records[0]["tokens"]}
     paid = [r["with_teacher_training"] for r in records]
     row["passes"]["with_teacher_training"] = statistics.fmean(paid) if None not in paid else None
     return row
@@ -346,7 +348,7 @@ def _sentence(
     for where, name in against.items():
         found = row["against"][where][metric]
         said.append(f"{WORDS[found['verdict']]} {name}, {_difference(found, metric)}")
-    if metric != "kept":  # which comes second
+    if metric not in TOLD:  # which come later
         said[-1] += _untaught(row, before)
     caveat = "" if able else " With so few seeds every verdict is a tie, whatever the difference."
     what = TOLD.get(metric, metric)

@@ -304,7 +304,7 @@ def test_jobs_of_other_lengths_have_other_folders() -> None:
 
 
 def test_a_budget_of_no_kind_and_a_model_without_width_are_refused() -> None:
-    with pytest.raises(DataError, match="passes, steps, seconds, completions or trainings"):
+    with pytest.raises(DataError, match="passes, steps, seconds, completions, tokens or trainings"):
         check(ComparisonSettings(("elr()",), (0, 1, 2), match="money"))
     data = load("digits")
     assert str(larger(parse("mlp(width=8)", data.shape, 10))) == "mlp(width=16)"
