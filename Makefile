@@ -73,6 +73,7 @@ golden: $(DEV) ## compare small runs with tests/golden.json, bit for bit: on the
 
 bench: $(DEV) ## measure the time of a training step against a bare loop
 	$(BIN)/python -m benchmarks.speed steps
+	$(BIN)/python -m benchmarks.speed loggers
 
 format: $(DEV) ## format the code and mend what can be mended
 	$(BIN)/ruff format .

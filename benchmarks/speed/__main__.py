@@ -49,6 +49,8 @@ def _benchmark(name: str, what: str, quick: str) -> None:
 for _name, _what, _quick in (
     ("steps", "What a step of each kind of method costs, against a plain step and against a hand-written loop.",
      "A few tiny steps"),
+    ("loggers", "What TensorBoard, Weights & Biases and Trackio add to a step, each where it is installed.",
+     "A few tiny steps"),
     ("vitals", "What looking at the signal costs, as a share of run time.", "A few tiny steps"),
     ("divergence", "What a divergence over a large vocabulary costs in time and memory, against holding all logits.",
      "A small vocabulary"),

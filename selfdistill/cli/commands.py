@@ -176,7 +176,7 @@ def main() -> None:
 @save_option
 @run_options
 @one_line_errors
-def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **options: Any) -> None:
+def run(as_json: bool, quiet: bool, out: str | None, product: str | None, log: tuple[str, ...], **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
 
     DATA is digits, fashion-mnist, a folder of images (one sub-folder per class), a CSV or Parquet table, a .jsonl file
@@ -189,7 +189,7 @@ def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **opti
     --target. Such a run has no scores. Another run can start from its weights with --init.
     """
     announce_default_data(quiet)
-    _begin(options, out, as_json, quiet, product)
+    _begin(options, out, as_json, quiet, log, product)
 
 
 @main.command(cls=ThemedHelp)
@@ -206,14 +206,14 @@ def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **opti
 @save_option
 @run_options
 @one_line_errors
-def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
+def update(as_json: bool, quiet: bool, out: str | None, log: tuple[str, ...], **options: Any) -> None:
     """Teach the model of RUN new classes, or new rows of its classes, in DATA.
 
     The data of RUN are not opened: its model goes on, and the sample of rows that it kept is replayed, so that old
     classes are not forgotten. The classifier grows by the classes that RUN does not know. Give --test with rows of old
     and new classes to measure both.
     """
-    _begin(options, out, as_json, quiet)
+    _begin(options, out, as_json, quiet, log)
 
 
 @main.command(cls=ThemedHelp)
@@ -229,7 +229,7 @@ def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 )
 @run_options
 @one_line_errors
-def adapt(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
+def adapt(as_json: bool, quiet: bool, out: str | None, log: tuple[str, ...], **options: Any) -> None:
     """Adapt the model of RUN to unlabelled rows in DATA that have moved away step by step.
 
     Gradual self-training: the rows are cut into domains in their order. The present model labels a domain, the least
@@ -238,7 +238,7 @@ def adapt(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     Some rows of DATA, best of the last domain, must have a label in the target column or in a folder of their class,
     or --test gives labelled rows. They never teach. The final model is that of RUN if the adapted one is worse on them.
     """
-    _begin(options, out, as_json, quiet)
+    _begin(options, out, as_json, quiet, log)
 
 
 @main.command()
@@ -254,7 +254,14 @@ def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     _execute(Run.open(run_folder), as_json, quiet)
 
 
-def _begin(options: dict[str, Any], out: str | None, as_json: bool, quiet: bool, product: str | None = None) -> None:
+def _begin(
+    options: dict[str, Any],
+    out: str | None,
+    as_json: bool,
+    quiet: bool,
+    log: tuple[str, ...],
+    product: str | None = None,
+) -> None:
     """Execute the run that the options of a command ask for."""
     from ..experiments.run import Run
     from ..io.run_record import Request
@@ -262,7 +269,7 @@ def _begin(options: dict[str, Any], out: str | None, as_json: bool, quiet: bool,
     training = training_settings(options)
     request = Request(**options, training=training)
     request = request if product is None else _with_product(request, product)
-    _execute(Run.create(request, out, source=configured()), as_json, quiet)
+    _execute(Run.create(request, out, source=configured()), as_json, quiet, log)
 
 
 def _with_product(request: Request, product: str) -> Request:
@@ -287,11 +294,11 @@ def _with_product(request: Request, product: str) -> Request:
     return replace(request, method=method)
 
 
-def _execute(run: Run, as_json: bool, quiet: bool) -> None:
+def _execute(run: Run, as_json: bool, quiet: bool, log: tuple[str, ...] = ()) -> None:
     from ..core import distributed
     from .progress import execute
 
-    result = execute(run, quiet)
+    result = execute(run, quiet, log)
     if distributed.rank() != 0:
         return
     if as_json:

@@ -20,6 +20,7 @@ from .options import (
     control_options,
     data_options,
     echo,
+    log_option,
     one_line_errors,
     training_options,
     training_settings,
@@ -107,6 +108,7 @@ class ManyMethods(click.Command):
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @config_option
+@log_option
 @on_option
 @control_options
 @training_options
@@ -124,6 +126,7 @@ def compare(
     json_file: str | None,
     quiet: bool,
     on: str | None,
+    log: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Compare methods on DATA with baselines at matched compute, paired over seeds.
@@ -150,7 +153,9 @@ def compare(
     from ..experiments.compare.table import show, show_label_curve
     from ..experiments.ray_jobs import check_address
     from ..experiments.request_trust import require_request_trust
+    from ..experiments.run_log import log_comparison
     from ..experiments.task_types import TASK_TYPES
+    from ..io.loggers import require_loggers
     from ..io.run_record import Request
     from ..training.comparison import ComparisonSettings, split_match
 
@@ -158,6 +163,7 @@ def compare(
         writable(Path(str(json_file)), "--json")  # before anything is trained
     if on is not None:
         check_address(on)
+    require_loggers(log)
     training = training_settings(options)
     match, bounds = split_match(match, budget)
     request = Request(**options, budget=bounds, training=training)
@@ -182,6 +188,8 @@ def compare(
     except KeyboardInterrupt:
         hint = f"stopped; finished trainings are kept in {folder}: give the same command again to resume"
         raise KeyboardInterrupt(hint) from None
+    for place in sorted(folder.glob("labels-*")) if label_curve else [folder]:
+        log_comparison(place, log, {"data": request.data, "methods": list(methods)})
     if json_file == "-":
         click.echo(json.dumps(result, sort_keys=True))
         return

@@ -140,7 +140,7 @@ THEMES = {
         "load_in_4bit save max_tokens checkpointing alarms"
     ),
     "Policies in environments": "net sees teacher engine episodes deployment",
-    "Output and trust": "config as_json quiet raw_csv trust_code help",
+    "Output and trust": "log config as_json quiet raw_csv trust_code help",
 }
 
 
@@ -391,6 +391,14 @@ DATA_OPTIONS = [
     click.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
     click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one]."),
 ]
+
+
+log_option = click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb", "trackio"]),
+    help="Draw the curves of the run in this tool, as it goes. May be repeated; `resume` goes on with it.",
+)
 
 
 memory_option = click.option(
@@ -653,6 +661,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
             memory_option,
+            log_option,
             click.option("--out", metavar="DIR", help="Run folder [default: below runs/]."),
             click.option(
                 "--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def reporting(quiet: bool) -> Iterator[Reporter | None]:
         yield Reporter(bar)
 
 
-def execute(run: Run, quiet: bool) -> dict[str, Any]:
+def execute(run: Run, quiet: bool, log: Sequence[str] = ()) -> dict[str, Any]:
     """Train what a run asks for, with its progress on stderr, and return its result.
 
     Raises:
@@ -141,7 +141,7 @@ def execute(run: Run, quiet: bool) -> dict[str, Any]:
         warn(f"{run.folder} is finished: nothing is trained, this is its saved result")
     try:
         with stopped_by_sigterm(), reporting(quiet or not first) as reporter:
-            return run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
+            return run.execute(reporter.begin if reporter else None, warn, None if quiet else warn, log)
     except KeyboardInterrupt as stopped:
         begun = (run.folder / "run.json").exists()  # else there is nothing to go on from
         trusting = " --trust-code" if split_function(run.request.model or "") else ""

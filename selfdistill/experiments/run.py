@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ..evaluation.label_noise import LIKELY
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
 from ..io.files import FORMAT, refuse_links, sweep, writable, write
+from ..io.loggers import drop_links, require_loggers
 from ..io.run_config import FILE as CONFIG
 from ..io.run_config import request_options, write_run_config
 from ..io.run_record import Request, changed_logs, differences, log_digests, read_record, versions, write_record
@@ -54,6 +55,9 @@ from ..training.fit import choose_device, join
 from ..training.task_type import Listeners, Predictor, PreparedRun, TaskType, require_same_data
 from .folder import Folder, locked
 from .request_trust import require_request_trust
+from .run_log import FILE as LOG
+from .run_log import FILES as LOG_FILES
+from .run_log import RunLog, logged
 from .search import check_search, first_request, refuse_explore, refuse_folds, search
 from .task_types import TASK_TYPES
 
@@ -71,6 +75,7 @@ class Run:
     def __init__(self, folder: Path, request: Request, trust_code: bool = False) -> None:
         self.folder, self.request, self.trust_code = folder, request, trust_code
         self._folder = Folder(folder, "run.json", "run")
+        self._log: tuple[str, ...] = ()  # tools that draw the run
         self._source: Path | None = None  # the file that the request was read from, if it was not made here
 
     @classmethod
@@ -150,6 +155,7 @@ class Run:
         progress: Callable[[str], Progress | None] | None = None,
         warn: Callable[[str], None] = print,
         tell: Callable[[str], None] | None = None,
+        log: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Train the method and its control, from wherever they were cut; then read the test split, once.
 
@@ -157,16 +163,26 @@ class Run:
             progress: makes a reporter for each of the trainings, from its name.
             warn: hears of trouble that a training survives.
             tell: hears what the audit decides.
+            log: tools that draw the run, such as ``tensorboard`` [those that it was logged to before].
 
         Returns:
             The result, as run.json holds it.
+
+        Raises:
+            DataError: such a tool is not installed.
         """
+        require_loggers(log)
+        self._log = tuple(log)
         done = self.result()
         if done is not None:
             for line in changed_logs(self.folder, self._record()):
                 warn(line)
             if not (self.folder / PAGE).exists():  # the run was killed between its result and its page
                 self._draw(warn)
+            if log:
+                with locked(self.folder, BUSY), self._logged() as logging:
+                    if logging is not None:
+                        logging.finish(done)
             return done
         with trust.trust_code(self.trust_code):
             return self._train(Listeners(progress or (lambda name: None), warn, tell or (lambda line: None)))
@@ -175,6 +191,7 @@ class Run:
         """Train what is not trained yet, and return the result."""
         if self._source is not None:
             require_request_trust(self.request, self._source)
+        drop_links(self.folder)
         refuse_links(self.folder)
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         task = self.task
@@ -196,9 +213,7 @@ class Run:
             self._claim(task, prepared, listeners.warn)
             first = distributed.rank() == 0
             try:
-                with locked(self.folder, BUSY) if first else contextlib.nullcontext():
-                    if first:
-                        sweep(self.folder)
+                with self._alone() if first else contextlib.nullcontext() as logging:
                     found: dict[str, Any] = {}
                     if self.request.search is not None:
                         prepared, found = search(self.request, task, self.folder, listeners)
@@ -212,12 +227,24 @@ class Run:
                     if meter is not None:
                         result["budget"] = meter.summary()
                     if first:
-                        self._finish(task, prepared, result, listeners.warn)
+                        self._finish(task, prepared, result, listeners.warn, logging)
                     return result
             except (DataError, RecipeError, NotFiniteError):
                 if first:
                     self._withdraw()
                 raise
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[RunLog | None]:
+        """The folder without another process and without unfinished files, and the tools that the run is logged to."""
+        with locked(self.folder, BUSY):
+            sweep(self.folder)
+            with self._logged() as logging:
+                yield logging
+
+    def _logged(self) -> contextlib.AbstractContextManager[RunLog | None]:
+        """The tools that the run is logged to."""
+        return logged(self.folder, self._log, request_options(self.request))
 
     def _claim(self, task: TaskType, prepared: PreparedRun, warn: Callable[[str], None]) -> None:
         """Write run.json before training; refuse to go on with other data."""
@@ -259,14 +286,26 @@ class Run:
             shutil.rmtree(self.folder / CROSS_FOLDER, ignore_errors=True)
         if not any(self.folder.glob("fits/*")):
             shutil.rmtree(self.folder / "fits", ignore_errors=True)
-        rest = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints", budget.FILE, CONFIG}
+        rest = {path.name for path in self.folder.iterdir()} - {
+            "run.json",
+            "checkpoints",
+            budget.FILE,
+            CONFIG,
+            *LOG_FILES,
+        }
         if not rest and checkpoint.newest(self.folder / "checkpoints") is None:
             for name in (budget.FILE, CONFIG):
                 (self.folder / name).unlink(missing_ok=True)
-            self._folder.withdraw("checkpoints")
+            (self.folder / LOG).unlink(missing_ok=True)
+            self._folder.withdraw("checkpoints", *LOG_FILES)
 
     def _finish(
-        self, task: TaskType, prepared: PreparedRun, result: dict[str, Any], warn: Callable[[str], None]
+        self,
+        task: TaskType,
+        prepared: PreparedRun,
+        result: dict[str, Any],
+        warn: Callable[[str], None],
+        logging: RunLog | None,
     ) -> None:
         """Write what people read and the result, which makes the run a finished one."""
         record = {**self._record(), "method": prepared.expression}
@@ -279,6 +318,8 @@ class Run:
         shutil.rmtree(self.folder / CROSS_FOLDER, ignore_errors=True)
         write_record(self._folder.record, {**record, "logs": log_digests(self.folder), "result": result})
         self._draw(warn)
+        if logging is not None:
+            logging.finish(result)
 
     def _draw(self, warn: Callable[[str], None]) -> None:
         remedy = f"the run is finished, and `selfdistill report {self.folder}` draws it again"

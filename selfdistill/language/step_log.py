@@ -12,6 +12,7 @@ import torch
 
 from ..core import distributed
 from ..core.step import Batch, TrainingClock
+from ..io.record_stream import emit
 from ..training.state import RunState, cannot_write
 from ..training.task import Callback
 
@@ -66,6 +67,7 @@ class StepLog(Callback):
                 log.write((json.dumps(entry, sort_keys=True) + "\n").encode())
         except OSError as error:
             raise cannot_write(path, error) from error
+        emit(path, entry)
 
     def restore(self, state: RunState) -> None:
         """Drop the lines of the steps that a resumed run takes again, and tell where earlier ones are not there.

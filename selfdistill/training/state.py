@@ -22,6 +22,7 @@ from ..core.step import Passes, TrainingClock
 from ..errors import CheckpointError
 from ..evaluation.audit import Audit, champion, exhausted
 from ..io.files import write
+from ..io.record_stream import emit
 from .settings import Settings
 
 
@@ -107,6 +108,7 @@ class MetricsLog:
             self.content += line
         except OSError as error:
             raise cannot_write(self.path, error) from error
+        emit(self.path, entry)
 
     def to_tensor(self) -> Tensor:
         """The bytes that were written, (bytes,) uint8, as a checkpoint holds them."""

@@ -328,7 +328,7 @@ def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() ->
 
     options = {parameter.name for parameter in main.commands["run"].params}
     request, settings = ({f.name for f in fields(kind)} for kind in (Request, Settings))
-    common = set(TRAINING) | {"out", "as_json", "quiet", "trust_code", "config"}
+    common = set(TRAINING) | {"out", "as_json", "quiet", "trust_code", "config", "log"}
     own = {"adapt", "order", "domains", "leave_out", "verify", "warm"}
     tried = {"search", "trials", "storage", "explore", "refit", "effort", "folds", "annotators"}
     request -= {"decisions"}  # of --labels FILE

@@ -14,6 +14,7 @@ import torch
 from selfdistill.core.step import TrainingClock
 from selfdistill.data import sampler
 from selfdistill.data.sampler import Order
+from selfdistill.io.record_stream import heard_by
 from selfdistill.language.contexts import completed, rendered
 from selfdistill.language.recipes import sdft, sft, ssd
 from selfdistill.language.trainer import fit
@@ -32,8 +33,13 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_step_is_what_a_plain_computation_says(tmp_path: Path) -> None:
     rows = [DATA.rows[i] for i in DATA.labelled.tolist()]
-    whole = fit(student, DATA, sft(), out=tmp_path, device="cpu", batch_size=len(rows), steps=3, lr=1e-2, max_tokens=4)
+    heard = list[tuple[str, Any]]()
+    size = {"batch_size": len(rows), "steps": 3, "max_tokens": 4}
+    with heard_by(lambda path, entry: heard.append((path.name, json.loads(json.dumps(entry))))):
+        whole = fit(student, DATA, sft(), out=tmp_path, device="cpu", lr=1e-2, **size)
     found = lines(tmp_path)
+    assert [entry for name, entry in heard if name == "steps.jsonl"] == found
+    assert [entry for name, entry in heard if name == "metrics.jsonl"] == whole.history
     model = student()
     lm, words = doubled(model), model.tokenizer
     pairs = [(rendered(words, row.messages), completed(words, row.demonstration or "")) for row in rows]
