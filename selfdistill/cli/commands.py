@@ -16,6 +16,8 @@ from .. import __version__
 from ..errors import DataError, RecipeError
 from ..io.display import printable
 from ..io.files import writable, write
+from .completion import complete_path, complete_recipe, completion
+from .config import configured
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
@@ -102,12 +104,14 @@ def main() -> None:
 @annotators_option
 @click.option(
     "--method",
+    shell_complete=complete_recipe,
     metavar="EXPR",
     help="A recipe, such as 'ps_kd(alpha=0.8)' [default, by the data: auto(), which chooses among a few recipes; "
     "for tables of learners self_distilled() and others; for prompts sdft() and others].",
 )
 @click.option(
     "--search",
+    shell_complete=complete_recipe,
     metavar="EXPR",
     help="Search a recipe's arguments on folds of the labels, by Optuna: ranges and lists, such as "
     "'elr(weight=1..10)', 'elr(weight=0.1..10 log)', 'elr(weight={1,3,5})'.",
@@ -117,6 +121,12 @@ def main() -> None:
     type=click.IntRange(min=1, max=10**6),
     metavar="N",
     help="Trials of --search [default: 20; of lists all combinations].",
+)
+@click.option(
+    "--storage",
+    metavar="FILE|sqlite:///FILE",
+    help="Where Optuna keeps the trials of --search, for its dashboard or for several runs: a journal, or a database "
+    "of SQLite [default: search/journal.log in the run folder].",
 )
 @click.option(
     "--explore",
@@ -186,6 +196,7 @@ def run(as_json: bool, quiet: bool, out: str | None, product: str | None, **opti
 @update_options
 @click.option(
     "--method",
+    shell_complete=complete_recipe,
     metavar="EXPR",
     help="er(), der(), der_pp(), er_ema() or lwf() [default: der_pp(alpha=0.2); lwf() without stored rows].",
 )
@@ -209,6 +220,7 @@ def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @adapt_options
 @click.option(
     "--method",
+    shell_complete=complete_recipe,
     metavar="EXPR",
     help="A recipe of one generation that learns the pseudo-labels of a domain [default: plain()].",
 )
@@ -230,7 +242,7 @@ def adapt(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("run_folder", metavar="RUN")
+@click.argument("run_folder", metavar="RUN", shell_complete=complete_path)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @trust_option
@@ -249,7 +261,8 @@ def _begin(options: dict[str, Any], out: str | None, as_json: bool, quiet: bool,
 
     training = training_settings(options)
     request = Request(**options, training=training)
-    _execute(Run.create(request if product is None else _with_product(request, product), out), as_json, quiet)
+    request = request if product is None else _with_product(request, product)
+    _execute(Run.create(request, out, source=configured()), as_json, quiet)
 
 
 def _with_product(request: Request, product: str) -> Request:
@@ -325,8 +338,8 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 
 
 @main.command()
-@click.argument("run_folder", metavar="RUN")
-@click.argument("data", required=False)
+@click.argument("run_folder", metavar="RUN", shell_complete=complete_path)
+@click.argument("data", required=False, shell_complete=complete_path)
 @click.option("--out", metavar="FILE", help="CSV file to write [default: stdout].")
 @click.option("--episodes", type=click.IntRange(min=1), metavar="N", help="Policies: episodes to play [default: 20].")
 @click.option("--video", metavar="DIR", help="Policies: folder for an animated GIF of each episode.")
@@ -432,7 +445,7 @@ def methods(as_json: bool, as_markdown: bool) -> None:
 
 
 @main.command()
-@click.argument("expression", metavar="EXPR")
+@click.argument("expression", metavar="EXPR", shell_complete=complete_recipe)
 @click.option(
     "--example",
     metavar="PROMPTS",
@@ -479,6 +492,7 @@ def doctor() -> None:
 
 main.add_command(benchmark)
 main.add_command(compare)
+main.add_command(completion)
 main.add_command(preflight)
 main.add_command(pretrain)
 main.add_command(pull)

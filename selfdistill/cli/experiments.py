@@ -12,6 +12,8 @@ import click
 
 from ..io.display import plural
 from ..io.files import writable, write
+from .completion import complete_recipe
+from .config import config_option, configured
 from .options import (
     Finite,
     announce_default_data,
@@ -62,6 +64,7 @@ class ManyMethods(click.Command):
 @data_options
 @click.option(
     "--methods",
+    shell_complete=complete_recipe,
     multiple=True,
     metavar="EXPR ...",
     help="Recipes to compare, such as 'born_again()' 'ps_kd()'; for prompts 'sdft()' 'grpo()' [default: that of "
@@ -104,6 +107,7 @@ class ManyMethods(click.Command):
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @on_option
+@config_option
 @control_options
 @training_options
 @trust_option
@@ -145,6 +149,7 @@ def compare(
     from ..experiments.compare.runner import compare_labels, design_for, label_curve_folder
     from ..experiments.compare.table import show, show_label_curve
     from ..experiments.ray_jobs import check_address
+    from ..experiments.request_trust import require_request_trust
     from ..experiments.task_types import TASK_TYPES
     from ..io.run_record import Request
     from ..training.comparison import ComparisonSettings, split_match
@@ -156,6 +161,8 @@ def compare(
     training = training_settings(options)
     match, bounds = split_match(match, budget)
     request = Request(**options, budget=bounds, training=training)
+    if source := configured():  # before data or model are looked at, which may import them
+        require_request_trust(request, source)
     methods = methods or (TASK_TYPES.of_request(request).default_recipe(request),)
     design = design_for(request, methods)
     count = fewest_seeds(len(design.judged(methods)), level) if seeds is None else max(0, seeds)
@@ -165,9 +172,9 @@ def compare(
     execute: Callable[[], dict[str, Any]]
     if label_curve:
         folder, draw = label_curve_folder(request, settings, out), show_label_curve
-        execute = partial(compare_labels, request, settings, label_curve, folder, tell, on)
+        execute = partial(compare_labels, request, settings, label_curve, folder, tell, on, source)
     else:
-        comparison = Comparison.create(request, settings, out)
+        comparison = Comparison.create(request, settings, out, source)
         comparison.on = on
         folder, draw, execute = comparison.folder, show, partial(comparison.execute, tell)
     try:
@@ -201,6 +208,7 @@ def benchmark() -> None:
 )
 @click.option(
     "--methods",
+    shell_complete=complete_recipe,
     multiple=True,
     metavar="EXPR ...",
     help="Recipes, such as 'elr()' 'ps_kd()' [default: all that suit the setting].",

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from .completion import complete_path, complete_recipe
 from .options import (
     TEMPLATE_OPTIONS,
     Finite,
@@ -25,12 +26,13 @@ from .options import (
 
 
 @click.command()
-@click.argument("data", metavar="PROMPTS")
+@click.argument("data", metavar="PROMPTS", shell_complete=complete_path)
 @click.option(
     "--model", default="smollm2", show_default=True, metavar="SPEC", help="Language model: a known name, or a folder."
 )
 @click.option(
     "--method",
+    shell_complete=complete_recipe,
     metavar="EXPR",
     help="A recipe for language models [default: sdft() with demonstrations, sdpo() with checkers, else ssd()].",
 )
@@ -73,7 +75,7 @@ def preflight(data: str, prompts: int, device: str | None, as_json: bool, **opti
 
 
 @click.command()
-@click.argument("data")
+@click.argument("data", shell_complete=complete_path)
 @click.option("--text", required=True, metavar="COL", help="Column of texts.")
 @click.option("--model", default="gt-minilm", show_default=True, metavar="SPEC", help="Encoder, as for `run`.")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the encoder; for `run --model DIR`.")

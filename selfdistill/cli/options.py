@@ -17,6 +17,8 @@ from ..errors import SelfdistillError
 from ..io import trust
 from ..io.display import printable
 from ..io.expressions import one_line
+from .completion import complete_path
+from .config import config_option
 
 
 def echo(text: str, err: bool = False) -> None:
@@ -126,7 +128,7 @@ THEMES = {
         "columns annotators time validation label_noise image_size augment tasks order domains leave_out verify"
     ),
     "Method and what it is compared with": (
-        "control effort product refit folds search trials explore init tune targets memory warm"
+        "control effort product refit folds search trials storage explore init tune targets memory warm"
     ),
     "Training": (
         "epochs batch_size lr weight_decay optimizer schedule clip accumulate precision compile device "
@@ -138,7 +140,7 @@ THEMES = {
         "load_in_4bit save max_tokens checkpointing alarms"
     ),
     "Policies in environments": "net sees teacher engine episodes deployment",
-    "Output and trust": "as_json quiet raw_csv trust_code help",
+    "Output and trust": "config as_json quiet raw_csv trust_code help",
 }
 
 
@@ -231,7 +233,7 @@ TEMPLATE_OPTIONS = [
 
 
 DATA_OPTIONS = [
-    click.argument("data", default="digits"),
+    click.argument("data", default="digits", shell_complete=complete_path),
     click.option("--target", metavar="COL", help="Tables: column to predict; rows where it is empty are unlabelled."),
     click.option(
         "--column",
@@ -440,7 +442,13 @@ def control_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """RUN, DATA and the options of an update, which are those of a run."""
-    for option in reversed([click.argument("update", metavar="RUN"), click.argument("data"), *DATA_OPTIONS[1:]]):
+    for option in reversed(
+        [
+            click.argument("update", metavar="RUN", shell_complete=complete_path),
+            click.argument("data", shell_complete=complete_path),
+            *DATA_OPTIONS[1:],
+        ]
+    ):
         command = option(command)
     return command
 
@@ -452,8 +460,8 @@ _ADAPT = {"target", "test", "augment", "epochs", "steps", "batch_size", "budget"
 def adapt_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """RUN, DATA and the options of an adaptation."""
     own = [
-        click.argument("adapt", metavar="RUN"),
-        click.argument("data"),
+        click.argument("adapt", metavar="RUN", shell_complete=complete_path),
+        click.argument("data", shell_complete=complete_path),
         click.option(
             "--order",
             metavar="COL",
@@ -528,7 +536,13 @@ def examination_options(command: Callable[..., Any]) -> Callable[..., Any]:
     names = {id(option): vars(option(lambda: None))["__click_params__"][0].name for option in DATA_OPTIONS[1:]}
     shared = [option for option in DATA_OPTIONS[1:] if names[id(option)] in _EXAMINED]
     for option in reversed(
-        [click.argument("source", metavar="RUN|DATA"), *shared, annotators_option, effort_option, folds_option]
+        [
+            click.argument("source", metavar="RUN|DATA", shell_complete=complete_path),
+            *shared,
+            annotators_option,
+            effort_option,
+            folds_option,
+        ]
     ):
         command = option(command)
     return command
@@ -635,7 +649,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that makes a run folder has: its place and output, the stored rows, and the training."""
-    command = training_options(trust_option(command))
+    command = config_option(training_options(trust_option(command)))
     for option in reversed(
         [
             memory_option,

@@ -18,6 +18,8 @@ from ..errors import DataError
 from ..io.display import text_table
 from ..io.files import writable, write
 from ..io.local_address import LocalAddress, open_address
+from .completion import complete_path, complete_recipe
+from .config import config_option, configured
 from .options import Finite, echo, examination_options, one_line_errors, raw_csv_option, trust_option
 
 ACTIONS = ("drop", "relabel", "set-aside")  # of `evaluation.cleaning`
@@ -26,7 +28,7 @@ STRATEGIES, MAX_ERROR = ("best", "margin", "random"), 0.05  # of `evaluation.lab
 
 
 @click.command()
-@click.argument("source", metavar="RUN|COMPARISON|FOLDER")
+@click.argument("source", metavar="RUN|COMPARISON|FOLDER", shell_complete=complete_path)
 @click.option("--out", metavar="FILE", help="HTML file to write [default: report.html in the folder].")
 @click.option(
     "--sort",
@@ -56,7 +58,7 @@ def report(source: str, out: str | None, sort: str | None) -> None:
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN")
+@click.argument("run_folder", metavar="RUN", shell_complete=complete_path)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @one_line_errors
 def vitals(run_folder: str, as_json: bool) -> None:
@@ -76,6 +78,7 @@ def vitals(run_folder: str, as_json: bool) -> None:
 @examination_options
 @click.option(
     "--method",
+    shell_complete=complete_recipe,
     metavar="EXPR",
     help="DATA: the recipe [default: elr(weight=1.0) for networks, with --effort quick elr(); plain() for values; "
     "auto() for tables].",
@@ -92,6 +95,7 @@ def vitals(run_folder: str, as_json: bool) -> None:
     "beside the copy [default: drop].",
 )
 @click.option("--labels", metavar="FILE", help="With --write, change what this file of decisions says, and no more.")
+@config_option
 @trust_option
 @one_line_errors
 @click.pass_context
@@ -122,13 +126,15 @@ def label_errors(
         raise DataError(f"--{'action' if action else 'labels'} says what --write changes; give --write PLACE too")
     if Path(source, "run.json").exists():
         given = [
-            name for name in (*options, "out") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            name
+            for name in (*options, "out")
+            if context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
         ]
         if given:
             raise DataError(f"--{given[0].replace('_', '-')} is for DATA, and {source} is a run already; leave it out")
         run = Run.open(source)
     else:
-        run = Run.create(examining_request(source, options), out)
+        run = Run.create(examining_request(source, options, configured()), out, source=configured())
         if place is not None:  # before anything is trained
             check_place(source, place, run.request.target or run.request.annotators, action)
         execute(run, quiet)
@@ -143,7 +149,7 @@ def label_errors(
 
 
 @click.command("label-next")
-@click.argument("run_folder", metavar="RUN")
+@click.argument("run_folder", metavar="RUN", shell_complete=complete_path)
 @click.option(
     "-n", "count", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Rows to ask for."
 )
@@ -188,7 +194,7 @@ def label_next(
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN")
+@click.argument("run_folder", metavar="RUN", shell_complete=complete_path)
 @click.option("--out", metavar="FILE", help="File of decisions [default: decisions.csv in RUN].")
 @click.option(
     "--top",

@@ -3,6 +3,7 @@
 ::
 
     run.json          what was asked for, with what versions, and (when done) the result
+    run.toml          the options, for people and for `selfdistill run --config`
     metrics.jsonl     one line an epoch
     checkpoints/      the newest two, exact
     generations/      final and best weights of every generation
@@ -29,7 +30,6 @@ import torch
 from ..core import distributed
 from ..core.step import TrainingClock
 from ..data import decisions, row_cards
-from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation import label_next
 from ..evaluation.cross_scores import CROSS_FIT
@@ -37,6 +37,8 @@ from ..evaluation.label_noise import LIKELY
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
 from ..io.files import FORMAT, refuse_links, sweep, writable, write
+from ..io.run_config import FILE as CONFIG
+from ..io.run_config import request_options, write_run_config
 from ..io.run_record import Request, changed_logs, differences, log_digests, read_record, versions, write_record
 from ..models.peers import final_model
 from ..models.store import load_model, model_card, model_folder
@@ -51,6 +53,7 @@ from ..training.cross_prediction import cross_predict, refuse_cross_fit
 from ..training.fit import choose_device, join
 from ..training.task_type import Listeners, Predictor, PreparedRun, TaskType, require_same_data
 from .folder import Folder, locked
+from .request_trust import require_request_trust
 from .search import check_search, first_request, refuse_explore, refuse_folds, search
 from .task_types import TASK_TYPES
 
@@ -68,26 +71,37 @@ class Run:
     def __init__(self, folder: Path, request: Request, trust_code: bool = False) -> None:
         self.folder, self.request, self.trust_code = folder, request, trust_code
         self._folder = Folder(folder, "run.json", "run")
-        self._recorded = False  # whether the request was read from the folder, and not made here
+        self._source: Path | None = None  # the file that the request was read from, if it was not made here
 
     @classmethod
-    def create(cls, request: Request, out: str | Path | None = None, trust_code: bool = False) -> Run:
+    def create(
+        cls,
+        request: Request,
+        out: str | Path | None = None,
+        trust_code: bool = False,
+        source: Path | None = None,
+    ) -> Run:
         """The folder for a request; an existing one is taken up again if it was made for the same request.
 
         Args:
             request: what to train; its model is the caller's own code.
             out: the folder; by default one below ``runs``.
             trust_code: whether functions that other folders and files name, such as a teacher's, may be run.
+            source: the file that the request was read from, if any: functions that it names need trust.
 
         Raises:
             DataError: the folder holds another run, or something that is no run.
         """
         if request.budget is not None:
             budget.parse_budget(request.budget)
+        if source is not None:  # before data or model are looked at, which may import them
+            with trust.trust_code(trust_code):
+                require_request_trust(request, source)
         if out is None:
             usual = TASK_TYPES.of_request(first_request(request)).usual_recipe(request)
             out = Path("runs") / request.name(usual)
         run = cls(Path(out), request, trust_code)
+        run._source = source
         if run._folder.begun():
             run._folder.refuse(differences(cls.open(run.folder).request, request))
         return run
@@ -109,7 +123,7 @@ class Run:
         if not (path / "run.json").exists():
             raise CheckpointError(f"{folder} is no run folder (it has no run.json); give the folder that `run` printed")
         run = cls(path, read_record(path / "run.json")[1], trust_code)
-        run._recorded = True
+        run._source = path / "run.json"
         return run
 
     @property
@@ -159,8 +173,8 @@ class Run:
 
     def _train(self, listeners: Listeners) -> dict[str, Any]:
         """Train what is not trained yet, and return the result."""
-        if self._recorded:
-            self._require_trust()
+        if self._source is not None:
+            require_request_trust(self.request, self._source)
         refuse_links(self.folder)
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         task = self.task
@@ -205,17 +219,6 @@ class Run:
                     self._withdraw()
                 raise
 
-    def _require_trust(self) -> None:
-        """Refuse functions that run.json names, unless they are trusted."""
-        model, checker = self.request.model or "", self.request.checker or ""
-        named = [function[:2] for function in [trust.split_function(model)] if function]
-        named += self.task.code(self.request)
-        if names_function(checker):
-            place, _, name = checker.strip().partition(":")
-            named.append((place, name))
-        for place, name in named:
-            trust.require_trust(place, name, self._folder.record, self.folder)
-
     def _claim(self, task: TaskType, prepared: PreparedRun, warn: Callable[[str], None]) -> None:
         """Write run.json before training; refuse to go on with other data."""
         described = prepared.data.describe()
@@ -242,6 +245,9 @@ class Run:
                 "threads": torch.get_num_threads(),
             },
         )
+        command = next((name for name in ("update", "adapt") if request_options(self.request).get(name)), "run")
+        chosen = {"method": prepared.expression, "model": str(prepared.build), **prepared.settings}
+        write_run_config(self.folder, command, request_options(self.request), chosen)
 
     def _withdraw(self) -> None:
         """Leave nothing of a run that was refused before anything was saved."""
@@ -253,9 +259,10 @@ class Run:
             shutil.rmtree(self.folder / CROSS_FOLDER, ignore_errors=True)
         if not any(self.folder.glob("fits/*")):
             shutil.rmtree(self.folder / "fits", ignore_errors=True)
-        rest = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints", budget.FILE}
+        rest = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints", budget.FILE, CONFIG}
         if not rest and checkpoint.newest(self.folder / "checkpoints") is None:
-            (self.folder / budget.FILE).unlink(missing_ok=True)
+            for name in (budget.FILE, CONFIG):
+                (self.folder / name).unlink(missing_ok=True)
             self._folder.withdraw("checkpoints")
 
     def _finish(
@@ -402,7 +409,7 @@ def load(folder: str | Path, trust_code: bool = False) -> Predictor:
         return TASK_TYPES.of_model(model_folder(folder)).predictor(Path(folder))
 
 
-def examining_request(source: str, options: Mapping[str, Any]) -> Request:
+def examining_request(source: str, options: Mapping[str, Any], config: Path | None = None) -> Request:
     """The request of a run that examines the labels of data: `elr` for networks that classify, without a baseline.
 
     Values have no recipe of that kind: they are examined by folds.
@@ -410,11 +417,15 @@ def examining_request(source: str, options: Mapping[str, Any]) -> Request:
     Args:
         source: The data.
         options: Further fields of the request.
+        config: The file that they were read from, if any: functions that it names need trust.
 
     Raises:
+        CheckpointError: such a function is not trusted.
         DataError, RecipeError: the data cannot be read, or the recipe is of another task type.
     """
     request = Request(data=source, control=False, **options)
+    if config is not None:
+        require_request_trust(request, config)
     task = TASK_TYPES.of_request(request)
     if request.method is not None or not task.remembers:
         return request

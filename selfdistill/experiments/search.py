@@ -2,7 +2,7 @@
 
 ::
 
-    search/journal.log   Optuna's storage, JSON lines: a killed search goes on
+    search/journal.log   Optuna's storage, JSON lines, unless --storage names another: a killed search goes on
     search/TRIAL/FOLD/   the trainings of the trial under way
 
 The test split is read once, by the winner.
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from .. import rng
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError, SpaceError, VitalsError
 from ..io.expressions import one_line, parse_expression
+from ..io.files import writable
 from ..io.run_record import Request
 from ..io.schema import find_fault
 from ..methods.registry import is_auto
@@ -41,6 +42,8 @@ PRUNED_BELOW = 0.1  # p-value of a paired Wilcoxon test over folds, below which 
 EXAMPLE = "a range is 1..10 or '0.1..10 log', and a list {1,3,5}, such as --search 'elr(weight=1..10)'"
 
 _NOTES = {"expression": str, "passes": float, "seconds": float, "pruned": bool, "trouble": str}
+AGAIN = "again"  # attribute of a trial: the number of the one that it repeats
+SQLITE = "sqlite:///"  # a storage that begins so is a database; any other is a journal
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"(?P<low>{_NUMBER})\s*\.\.\s*(?P<high>{_NUMBER})(?P<log>\s+log\b)?|\{{(?P<list>[^{{}}]*)\}}")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -157,13 +160,22 @@ def first_request(request: Request) -> Request:
     if request.search is None:
         if request.trials is not None:
             raise DataError("--trials counts the trials of a search; give --search EXPR, or leave it out")
+        if request.storage is not None:
+            raise DataError("--storage keeps the trials of a search; give --search EXPR, or leave it out")
         return request
     if request.method is not None:
         raise DataError(
             f"--search tries a recipe's arguments and --method {one_line(request.method, 60)} names them; "
             "give one of them"
         )
-    return replace(request, method=next(parse_space(request.search).corners()), search=None, trials=None, explore=None)
+    return replace(
+        request,
+        method=next(parse_space(request.search).corners()),
+        search=None,
+        trials=None,
+        explore=None,
+        storage=None,
+    )
 
 
 def check_search(request: Request, task: TaskType) -> None:
@@ -186,6 +198,21 @@ def check_search(request: Request, task: TaskType) -> None:
     if (space.grid() or 0) > MOST and all(d.choices for d in space.dimensions):
         raise DataError(f"--search has {space.grid():,} combinations of lists; give at most {MOST:,}")
     _optuna()
+    if request.storage is not None:
+        _storage_file(request.storage)
+
+
+def _storage_file(storage: str) -> Path:
+    """The file of a storage that a person names.
+
+    Raises:
+        DataError: it is no file, or cannot be written.
+    """
+    if "://" in storage and not storage.startswith(SQLITE):
+        raise DataError(f"--storage {one_line(storage, 60)} is neither a file nor {SQLITE}FILE; give one of these")
+    file = Path(storage.removeprefix(SQLITE))
+    writable(file, "--storage")
+    return file
 
 
 def refuse_folds(request: Request, task: TaskType) -> None:
@@ -251,7 +278,7 @@ def search(request: Request, task: TaskType, folder: Path, listeners: Listeners)
     if bounded < planned:
         listeners.warn(f"--explore {request.explore:g}: {bounded} trials in place of {planned}")
     planned = bounded
-    study = _study(place, request.search or "", PRUNED_BELOW)
+    study = _study(place, request, PRUNED_BELOW)
     meter, exhaustive = budget.active(), grid is not None and grid <= number
     if meter is not None:
         meter.trainings, meter.beside, meter.shared = planned * folds + 2, budget.Expense(), "search"
@@ -259,6 +286,8 @@ def search(request: Request, task: TaskType, folder: Path, listeners: Listeners)
         if meter is not None and done and not _affords(meter, done):
             meter.cut(f"{len(done)} trials in place of {planned}: no more fit")
             break
+        if exhaustive:
+            _refill(study, space, done)
         study.sampler = _sampler(space, exhaustive, rng.seed(request.seed, "trial", len(done)) % 2**31, request.seed)
 
         def objective(trial: optuna.trial.Trial) -> float:
@@ -314,7 +343,17 @@ def _affords(meter: budget.Meter, done: Sequence[Any]) -> bool:
     return meter.affords(budget.Expense(*(cost * (1 + 2 * 1.5 / folds) for cost in longest)))
 
 
-def _study(place: Path, space: str, p_threshold: float) -> Any:
+def study_name(request: Request) -> str:
+    """The name of the study of a request, under which Optuna's own tools find it in its storage.
+
+    In the run folder it is the space. A storage of several runs has the digest of the request too: trials of other
+    data, or of another seed, are another study.
+    """
+    space = str(request.search)
+    return space if request.storage is None else f"{space} {replace(request, storage=None).name()}"
+
+
+def _study(place: Path, request: Request, p_threshold: float) -> Any:
     """The study in its storage; what a killed process left running is tried again.
 
     Raises:
@@ -322,22 +361,59 @@ def _study(place: Path, space: str, p_threshold: float) -> Any:
     """
     optuna = _optuna()
     place.mkdir(parents=True, exist_ok=True)
-    file = place / "journal.log"
-    lock = optuna.storages.journal.JournalFileOpenLock(str(file))
-    Path(f"{file}.lock").unlink(missing_ok=True)  # of a killed process: the run folder has a lock of its own
+    file = place / "journal.log" if request.storage is None else _storage_file(request.storage)
+    if request.storage is None:  # of a killed process: the run folder has a lock of its own
+        Path(f"{file}.lock").unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pruner is called experimental by older versions
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=p_threshold)
         try:
-            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file), lock))
-            study = optuna.create_study(storage=storage, study_name=space, pruner=pruner, load_if_exists=True)
-            for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
-                study.enqueue_trial(trial.params)
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study = optuna.create_study(
+                storage=_storage(file, (request.storage or "").startswith(SQLITE)),
+                study_name=study_name(request),
+                pruner=pruner,
+                load_if_exists=True,
+            )
+            _try_again(study)
         except Exception as error:  # a damaged line raises all kinds
             why = one_line(error, 100)
-            raise CheckpointError(f"{file} is damaged or foreign ({why}); start again in a new --out") from error
+            remedy = "start again in a new --out" if request.storage is None else "give another --storage"
+            raise CheckpointError(f"{file} is damaged or foreign ({why}); {remedy}") from error
     return study
+
+
+def _storage(file: Path, database: bool) -> Any:
+    """Optuna's storage in a file: a database of SQLite, or a journal."""
+    storages = _optuna().storages
+    if database:
+        return storages.RDBStorage(f"{SQLITE}{file}")
+    lock = storages.journal.JournalFileOpenLock(str(file))
+    return storages.JournalStorage(storages.journal.JournalFileBackend(str(file), lock))
+
+
+def _try_again(study: Any) -> None:
+    """Put what a killed or stopped process left of trials into the queue, each once: a kill may come here too."""
+    states = _optuna().trial.TrialState
+    trials = study.get_trials(deepcopy=False)
+    repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
+    for trial in trials:
+        if trial.state in (states.RUNNING, states.FAIL) and trial.params and trial.number not in repeated:
+            study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+        if trial.state == states.RUNNING:
+            study.tell(trial.number, state=states.FAIL)
+
+
+def _refill(study: Any, space: Space, done: Sequence[Any]) -> None:
+    """Put the first combination that is not done into the empty queue of a grid that was interrupted: its sampler
+    takes a combination for tried where a trial began with it."""
+    states = _optuna().trial.TrialState
+    before = {trial.state for trial in study.get_trials(deepcopy=False)}
+    if states.FAIL not in before or states.WAITING in before:
+        return
+    tried = [trial.params for trial in done]
+    values = _values(space)
+    combinations = (dict(zip(values, row, strict=True)) for row in itertools.product(*values.values()))
+    study.enqueue_trial(next(one for one in combinations if one not in tried))
 
 
 def _finished(study: Any) -> list[Any]:
@@ -352,10 +428,14 @@ def _sampler(space: Space, exhaustive: bool, seed: int, order: int) -> Any:
     samplers = _optuna().samplers
     if not exhaustive:
         return samplers.TPESampler(seed=seed)
-    values = {
+    return samplers.GridSampler(_values(space), seed=order)
+
+
+def _values(space: Space) -> dict[str, list[Any]]:
+    """The values of each argument of a space that has an end of them."""
+    return {
         d.name: list(d.choices) if d.choices else list(range(int(d.low), int(d.high) + 1)) for d in space.dimensions
     }
-    return samplers.GridSampler(values, seed=order)
 
 
 def _name(expression: str) -> str:

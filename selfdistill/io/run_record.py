@@ -260,10 +260,10 @@ class Request:
     [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy]. For
     prompts ``engine`` may be ``continuous``, where the batch that writes is refilled, or ``vllm``.
     ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``. ``search`` is
-    an expression with ranges, whose arguments ``trials`` trials search; ``explore`` is the largest share of the
-    trainings that only try something out. ``tune`` says how far a pretrained image model learns.
-    ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of several annotators, whose consensus is
-    the target.
+    an expression with ranges, whose arguments ``trials`` trials search, which Optuna's ``storage`` keeps [a journal in
+    the run folder]; ``explore`` is the largest share of the trainings that only try something out. ``tune`` says how far
+    a pretrained image model learns. ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of several
+    annotators, whose consensus is the target.
     """
 
     data: str = "digits"
@@ -326,6 +326,7 @@ class Request:
     budget: str | None = None
     search: str | None = None
     trials: Annotated[int, Range(1, limit=10**6)] | None = None
+    storage: str | None = None
     explore: Annotated[float, Range(0, 1)] | None = None
     refit: str | None = None
     effort: str | None = None
@@ -375,6 +376,7 @@ class Request:
             "effort",
             "annotators",
             "tune",
+            "storage",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns", "fields"}
         unsaid |= {

@@ -105,8 +105,8 @@ def test_without_out_each_request_has_a_folder_of_its_own_below_runs() -> None:
 def test_the_run_folder_holds_what_is_promised() -> None:
     passed("run", "digits", "--method", "born_again(generations=2)", *TINY, "--out", "r", "--quiet")
     assert {path.name for path in Path("r").iterdir()} == {
-        "run.json", "metrics.jsonl", "checkpoints", "generations", "control", "model", "README.md", "report.html",
-        "label_errors.csv", "probabilities.npz", "reservoir.safetensors", "cards.json",
+        "run.json", "run.toml", "metrics.jsonl", "checkpoints", "generations", "control", "model", "README.md",
+        "report.html", "label_errors.csv", "probabilities.npz", "reservoir.safetensors", "cards.json",
     }  # fmt: skip
     held = {path.name for path in Path("r/model").iterdir()}
     assert held == {"model.safetensors", "config.json", "data.json", "README.md"}
@@ -328,9 +328,9 @@ def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() ->
 
     options = {parameter.name for parameter in main.commands["run"].params}
     request, settings = ({f.name for f in fields(kind)} for kind in (Request, Settings))
-    common = set(TRAINING) | {"out", "as_json", "quiet", "trust_code"}
+    common = set(TRAINING) | {"out", "as_json", "quiet", "trust_code", "config"}
     own = {"adapt", "order", "domains", "leave_out", "verify", "warm"}
-    tried = {"search", "trials", "explore", "refit", "effort", "folds", "annotators"}
+    tried = {"search", "trials", "storage", "explore", "refit", "effort", "folds", "annotators"}
     request -= {"decisions"}  # of --labels FILE
     assert options - {"product"} == (request - {"training", "update"} - own) | common  # --product is of auto()
     updates = {parameter.name for parameter in main.commands["update"].params}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +63,7 @@ def test_what_cannot_be_drawn_from_is_refused_in_one_line(text: str, part: str, 
         (Request(search="elrr(weight=1..3)", steps=2), "elrr"),
         (Request(search="elr(weight=1..3)", method="elr()", steps=2), "give one of them"),
         (Request(trials=3, steps=2), "--trials counts"),
+        (Request(storage="s.log", steps=2), "--storage keeps"),
         (Request(search="der_pp(alpha=0.1..0.5)", tasks=2, steps=2), "not for streams"),
         (Request(method="elr()", explore=0.5, steps=2), "--explore bounds"),
     ],
@@ -114,12 +117,70 @@ def test_a_killed_search_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pyt
     assert again["test"] == whole["test"]
 
 
+@pytest.mark.parametrize("storage", ["sqlite:///{}/trials.db", "{}/trials.log"])
+def test_a_storage_outside_is_read_by_optuna_and_survives_kills(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in a trial and as that trial was put back, then stopped: no combination is lost or there twice."""
+    import optuna
+
+    place = storage.format(tmp_path)
+    request = replace(SEARCH, search="elr(weight={1,3}, decay={0.5,0.7})", audit_folds=2, steps=2)
+    request = replace(request, storage=place)
+
+    for target, name in ((search, "_try"), (optuna.Study, "tell")):
+        if (child := os.fork()) == 0:  # a process that ends where it stands, as by SIGKILL
+            setattr(target, name, lambda *args, **options: os._exit(9))
+            done(request, tmp_path / "run")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    held_out, calls = search._try, 0
+
+    def stopped(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise KeyboardInterrupt
+        return held_out(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "_try", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            done(request, tmp_path / "run")
+    found = done(request, tmp_path / "run")["search"]
+    assert len({t["expression"] for t in found["trials"]}) == len(found["trials"]) == 4
+    name = search.study_name(request)
+    script = (
+        "import json, optuna, sys; from optuna.storages.journal import JournalFileBackend as File; "
+        "place, name = sys.argv[1:]; "
+        "storage = place if '://' in place else optuna.storages.JournalStorage(File(place)); "
+        "study = optuna.load_study(study_name=name, storage=storage); "
+        "print(json.dumps([[t.user_attrs['expression'], t.value] for t in study.get_trials() if t.state.name == "
+        "'COMPLETE']))"
+    )
+    read = subprocess.run([sys.executable, "-c", script, place, name], capture_output=True, text=True, check=True)
+    assert json.loads(read.stdout) == [[t["expression"], t["loss"]] for t in found["trials"]]
+    assert not (tmp_path / "run/search/journal.log").exists()
+    seeds = [search.study_name(replace(request, seed=seed)) for seed in (0, 1)]
+    assert seeds[0] == name != seeds[1]
+
+
+@pytest.mark.parametrize(
+    ("storage", "part"),
+    [("postgresql://host/trials", "neither a file nor sqlite"), ("no/where.db", "cannot be written")],
+)
+def test_a_storage_that_cannot_be_one_is_refused(storage: str, part: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=part):
+        done(replace(SEARCH, storage=storage), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("text", ["{\n", "[1]\n", '{"op_code": 99}\n'])
 def test_a_damaged_storage_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "search").mkdir()
     (tmp_path / "search/journal.log").write_text(text)
     with pytest.raises(CheckpointError, match="damaged or foreign"):
-        search._study(tmp_path / "search", "x", 0.1)
+        search._study(tmp_path / "search", SEARCH, 0.1)
 
 
 def test_learners_on_a_table_are_searched_too(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from ...evaluation.statistics import fewest_seeds, reachable
 from ...io import trust
 from ...io.expressions import Range, one_line
 from ...io.files import FORMAT, check_format, cores, is_temporary, refuse_links, sweep
+from ...io.run_config import FILE as CONFIG
+from ...io.run_config import Value, request_options, write_run_config
 from ...io.run_record import Request, versions
 from ...io.schema import find_fault, read_json, refuse_misfits
 from ...io.tensors import write_json
@@ -37,6 +39,7 @@ from ...training import threads
 from ...training.budget import FILE, MARGIN, Expense, Meter, Peak, foretell, parse_budget
 from ...training.comparison import (
     BOTH,
+    MATCHES,
     OWN,
     ComparisonDesign,
     ComparisonSettings,
@@ -50,6 +53,7 @@ from ...training.comparison import (
 from ..folder import Folder, locked
 from ..processes import run_jobs
 from ..ray_jobs import Work, run_on_ray
+from ..request_trust import require_request_trust
 from ..task_types import TASK_TYPES
 from .verdicts import judge, label_curve
 
@@ -133,12 +137,26 @@ class Comparison:
         self._folder = Folder(folder, "plan.json", "comparison")
         self._meter: Meter | None = None
         self.on: str | None = None  # a cluster for the trainings; it changes no result
+        self._options: dict[str, Value] = {}  # that ask for it, as run.toml has them
 
     @classmethod
-    def create(cls, request: Request, settings: ComparisonSettings, out: str | Path | None = None) -> Comparison:
+    def create(
+        cls,
+        request: Request,
+        settings: ComparisonSettings,
+        out: str | Path | None = None,
+        source: Path | None = None,
+    ) -> Comparison:
         """The folder for a comparison; an existing one is taken up again if it compares the same.
 
+        Args:
+            request: as of `compare`.
+            settings: methods, seeds and what is matched.
+            out: the folder; by default one below ``runs``.
+            source: the file that the request was read from, if any: functions that it names need trust.
+
         Raises:
+            CheckpointError: the file names a function that is not trusted.
             DataError: the question cannot be answered, or the folder holds something else.
         """
         check(settings)
@@ -150,7 +168,10 @@ class Comparison:
             raise DataError(
                 f"--test {CROSS_FIT} is for `run` and `label-errors`; a comparison pairs scores on test rows"
             )
+        if source is not None:
+            require_request_trust(request, source)
         design = design_for(request, settings.methods)
+        options = comparison_options(request, settings)
         request = design.shared(request, settings)
         if settings.ablation and not design.ablates:
             raise DataError(
@@ -159,6 +180,7 @@ class Comparison:
             )
         default = Path("runs") / f"compare-{replace(request, method=' '.join(settings.methods)).name()}"
         comparison = cls(Path(out) if out is not None else default, request, settings, design)
+        comparison._options = options
         if comparison._folder.begun():
             before, now = comparison.plan()["asked"], comparison.asked()
             differences = [key for key, value in now.items() if before.get(key) != value and key != "budget"]
@@ -210,6 +232,7 @@ class Comparison:
             first = {"format": FORMAT, "asked": self.asked(), "threads": count, "jobs": None}
             first |= {"command": sys.argv, "versions": versions(), "teacher": design.control(tell)}
             write_json(self.plan_file, first)
+            write_run_config(self.folder, "compare", self._options, {})
         plan = self.plan()
         count = int(plan["threads"])
         try:
@@ -221,6 +244,7 @@ class Comparison:
             self._require_all(tried)
         except (DataError, RecipeError, VitalsError):
             if plan["jobs"] is None:
+                (self.folder / CONFIG).unlink(missing_ok=True)
                 self._folder.withdraw("cells", "trial", FILE)
             raise
         if plan["jobs"] is None:
@@ -466,6 +490,15 @@ class Comparison:
         }
 
 
+def comparison_options(request: Request, settings: ComparisonSettings) -> dict[str, Value]:
+    """The options that ask for a comparison, by their long names."""
+    options = request_options(replace(request, method=None)) | {"methods": settings.methods}
+    options |= {"seeds": len(settings.seeds), "level": settings.level}
+    if settings.match in MATCHES[:-1]:  # trainings are what tables are matched by, and nobody asks for them
+        options["match"] = settings.match
+    return options | ({"ablation": True} if settings.ablation else {})
+
+
 def _passes(record: dict[str, Any]) -> float:
     """The passes of a training, by the record of its rows."""
     return max(float(row["passes"]["total"]) for row in record["rows"].values())
@@ -493,6 +526,7 @@ def compare_labels(
     out: str | Path | None = None,
     tell: Tell = lambda line: None,
     on: str | None = None,
+    source: Path | None = None,
 ) -> dict[str, Any]:
     """The same comparison at several numbers of labels, each in a folder of its own.
 
@@ -503,6 +537,7 @@ def compare_labels(
         out: the folder of them all; the same call there goes on with what was cut.
         tell: as of `compare`.
         on: as of `compare`.
+        source: as of `Comparison.create`.
 
     Returns:
         What ``comparison.json`` holds: the labels that each row needs, as of `verdicts.label_curve`.
@@ -523,7 +558,7 @@ def compare_labels(
     for path in folder.iterdir() if folder.is_dir() else ():
         if not (path.name in own or path.name.startswith("labels-") or is_temporary(path)):
             raise DataError(f"{folder} exists and is no label curve of selfdistill; give another --out")
-    parts = {n: Comparison.create(replace(request, labels=n), settings, folder / f"labels-{n}") for n in counts}
+    parts = {n: Comparison.create(replace(request, labels=n), settings, folder / f"labels-{n}", source) for n in counts}
     for part in (parts[counts[-1]], parts[counts[0]]):  # the hardest ones, before anything is trained
         part.design.load(part.request, settings)
 
