@@ -261,9 +261,9 @@ class Request:
     prompts ``engine`` may be ``continuous``, where the batch that writes is refilled, or ``vllm``.
     ``budget`` bounds time, memory or sample passes of the whole run, such as ``10min|4GiB|20000passes``. ``search`` is
     an expression with ranges, whose arguments ``trials`` trials search, which Optuna's ``storage`` keeps [a journal in
-    the run folder]; ``explore`` is the largest share of the trainings that only try something out. ``tune`` says how far
-    a pretrained image model learns. ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of several
-    annotators, whose consensus is the target.
+    the run folder]; ``explore`` is the largest share of the trainings that only try something out. ``tune`` says how
+    far a pretrained image model learns. ``annotators`` names columns of a table, as in ``a,b,c``, with the labels of
+    several annotators, whose consensus is the target.
     """
 
     data: str = "digits"
