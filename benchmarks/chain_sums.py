@@ -86,7 +86,7 @@ def _difference(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any
         return ""
     gains = [100 * (ours[seed]["metrics"]["accuracy"] - theirs[seed]["metrics"]["accuracy"]) for seed in seeds]
     mean, half = interval(gains)
-    return f"{mean:+.1f} ± {half:.1f}"
+    return f"{round(mean, 1) + 0.0:+.1f} ± {half:.1f}"
 
 
 def table(rows: dict[str, dict[int, dict[str, Any]]]) -> str:
