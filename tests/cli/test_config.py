@@ -141,7 +141,7 @@ def test_every_field_of_a_request_returns_through_a_file(
         kind = str(field.type)
         guess = not value if isinstance(value, bool) else 0.25 if "float" in kind else 9 if "str" not in kind else "a"
         sample.setdefault(field.name, SAMPLES.get(field.name, texts.get(field.name, guess)))
-    sample |= {"epochs": None, "effort": "quick", "seed": 7, "data": "d\x7f\\\n.csv"}
+    sample |= {"epochs": None, "effort": "quick", "tune": "full", "seed": 7, "data": "d\x7f\\\n.csv"}
     missing = {name for name in sample if name not in options} - {"training", "decisions"}
     if command == "adapt":
         missing |= {"labels", "decisions"}
