@@ -106,13 +106,8 @@ class ManyMethods(click.Command):
 @click.option("--out", metavar="DIR", help="Folder of the comparison [default: below runs/].")
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-<<<<<<< HEAD
-@on_option
-@config_option
-=======
 @config_option
 @on_option
->>>>>>> main
 @control_options
 @training_options
 @trust_option

@@ -375,13 +375,8 @@ class Request:
             "refit",
             "effort",
             "annotators",
-<<<<<<< HEAD
-            "tune",
-            "storage",
-=======
             "storage",
             "tune",
->>>>>>> main
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns", "fields"}
         unsaid |= {
