@@ -120,7 +120,7 @@ TABLE: dict[str, Any] = {"target": "outcome", "model": "linear"}
 SAMPLES: dict[str, Any] = {
     "labels": 60, "decisions": "decided.csv", "columns": (("a b", "numeric"), ("c", "date")),
     "fields": (("prompt", "question"),), "budget": "10min|4GiB", "deployment": "sampled", "lora": 0, "tasks": "site",
-    "storage": "sqlite:///s.db",
+    "storage": "sqlite:///s.db", "tune": "head",
     "training": (("cache", False), ("clip", 0.1), ("compile", True), ("save_steps", 3)),
 }  # fmt: skip
 
