@@ -34,7 +34,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_a_step_is_what_a_plain_computation_says(tmp_path: Path) -> None:
     rows = [DATA.rows[i] for i in DATA.labelled.tolist()]
     heard = list[tuple[str, Any]]()
-    size = {"batch_size": len(rows), "steps": 3, "max_tokens": 4}
+    size: Any = {"batch_size": len(rows), "steps": 3, "max_tokens": 4}
     with heard_by(lambda path, entry: heard.append((path.name, json.loads(json.dumps(entry))))):
         whole = fit(student, DATA, sft(), out=tmp_path, device="cpu", lr=1e-2, **size)
     found = lines(tmp_path)
