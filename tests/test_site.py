@@ -28,6 +28,7 @@ PAGES = re.findall(r"^ +- (?:.*: )?(\S+\.md)$", NAVIGATION, re.MULTILINE)
 
 #: the size at which an example is tried, and whether it takes seconds all the same
 SIZES = {
+    "adapter": "--steps 2",
     "few_labels": "--steps 5 --seeds 1",
     "language_model": "--steps 2 --updates 0",
     "own_loop": "--epochs 2",
@@ -38,7 +39,7 @@ SIZES = {
     "texts": "--steps 2 --rows 60",
     "wrong_labels": "--steps 20",
 }
-SECONDS = {"language_model", "texts"}
+SECONDS = {"adapter", "language_model", "texts"}
 #: examples with tests of their own
 ELSEWHERE = {"serve"}
 

@@ -449,6 +449,7 @@ def fit(
     cache: bool = True,
     memory_dtype: str = "float32",
     memory_top: int = 0,
+    layer_decay: float = 1.0,
     save_seconds: float = 30.0,
     save_steps: int | None = None,
 ) -> Result:
