@@ -1,6 +1,6 @@
 """What logging costs: a step whose record goes to a logger, against the same step whose record goes to its file alone.
 
-Networks write a record an epoch, language models one a step. Both are measured with the tiny steps of a quick run of the
+Networks write a record an epoch, language models one a step. Both are measured with the tiny steps of quick runs of the
 other benchmarks, about a millisecond each: of a longer step the share is smaller, and those of language models are
 longer by two orders. What a process of the tool's own takes, as that of Weights & Biases, is in the wall clock alone.
 """
