@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,10 @@ from .options import (
     training_settings,
     trust_option,
 )
+
+if TYPE_CHECKING:
+    from ..io.run_record import Request
+    from ..training.comparison import ComparisonSettings
 
 on_option = click.option(
     "--on",
@@ -147,33 +151,19 @@ def compare(
     Baselines of language models: the model before training and, where prompts have demonstrations, sft().
     """
     announce_default_data(quiet)
-    from ..evaluation.statistics import fewest_seeds
     from ..experiments.compare import Comparison
-    from ..experiments.compare.runner import compare_labels, design_for, label_curve_folder
+    from ..experiments.compare.runner import compare_labels, label_curve_folder
     from ..experiments.compare.table import show, show_label_curve
     from ..experiments.ray_jobs import check_address
-    from ..experiments.request_trust import require_request_trust
     from ..experiments.run_log import log_comparison
-    from ..experiments.task_types import TASK_TYPES
     from ..io.loggers import require_loggers
-    from ..io.run_record import Request
-    from ..training.comparison import ComparisonSettings, split_match
 
     if json_file not in (None, "-"):
         writable(Path(str(json_file)), "--json")  # before anything is trained
     if on is not None:
         check_address(on)
     require_loggers(log)
-    training = training_settings(options)
-    match, bounds = split_match(match, budget)
-    request = Request(**options, budget=bounds, training=training)
-    if source := configured():  # before data or model are looked at, which may import them
-        require_request_trust(request, source)
-    methods = methods or (TASK_TYPES.of_request(request).default_recipe(request),)
-    design = design_for(request, methods)
-    count = fewest_seeds(len(design.judged(methods)), level) if seeds is None else max(0, seeds)
-    all_seeds = tuple(range(request.seed, request.seed + count))
-    settings = ComparisonSettings(methods, all_seeds, design.matched(match), level, ablation)
+    request, settings, source = _plan_comparison(methods, seeds, match, budget, level, ablation, options)
     tell = (lambda line: None) if quiet else (lambda line: echo(line, err=True))
     execute: Callable[[], dict[str, Any]]
     if label_curve:
@@ -189,7 +179,42 @@ def compare(
         hint = f"stopped; finished trainings are kept in {folder}: give the same command again to resume"
         raise KeyboardInterrupt(hint) from None
     for place in sorted(folder.glob("labels-*")) if label_curve else [folder]:
-        log_comparison(place, log, {"data": request.data, "methods": list(methods)})
+        log_comparison(place, log, {"data": request.data, "methods": list(settings.methods)})
+    _print_comparison(result, folder, json_file, draw)
+
+
+def _plan_comparison(
+    methods: tuple[str, ...],
+    seeds: int | None,
+    match: str | None,
+    budget: str | None,
+    level: float,
+    ablation: bool,
+    options: dict[str, Any],
+) -> tuple[Request, ComparisonSettings, Path | None]:
+    """The request, its settings, and the file that both were read from, if any."""
+    from ..evaluation.statistics import fewest_seeds
+    from ..experiments.compare.runner import design_for
+    from ..experiments.request_trust import require_request_trust
+    from ..experiments.task_types import TASK_TYPES
+    from ..io.run_record import Request
+    from ..training.comparison import ComparisonSettings, split_match
+
+    training = training_settings(options)
+    match, bounds = split_match(match, budget)
+    request = Request(**options, budget=bounds, training=training)
+    if source := configured():  # before data or model are looked at, which may import them
+        require_request_trust(request, source)
+    methods = methods or (TASK_TYPES.of_request(request).default_recipe(request),)
+    design = design_for(request, methods)
+    count = fewest_seeds(len(design.judged(methods)), level) if seeds is None else max(0, seeds)
+    all_seeds = tuple(range(request.seed, request.seed + count))
+    return request, ComparisonSettings(methods, all_seeds, design.matched(match), level, ablation), source
+
+
+def _print_comparison(
+    result: dict[str, Any], folder: Path, json_file: str | None, draw: Callable[[dict[str, Any]], None]
+) -> None:
     if json_file == "-":
         click.echo(json.dumps(result, sort_keys=True))
         return

@@ -31,7 +31,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_has_what_every_run_has(done: Path) -> None:
-    names = {"run.json", "README.md", "report.html", "model", "cards.json", "label_errors.csv"}
+    names = {"run.json", "run.toml", "README.md", "report.html", "model", "cards.json", "label_errors.csv"}
     assert {p.name for p in done.iterdir()} == names
     assert {p.name for p in (done / "model").iterdir()} == {"estimator.skops", "data.json", "README.md"}
     result = json.loads((done / "run.json").read_text())["result"]

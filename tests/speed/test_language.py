@@ -104,6 +104,7 @@ def test_a_peer_that_cannot_run_is_refused_in_one_line(tmp_path: Path) -> None:
         language.run(repeats=2)
 
 
+@pytest.mark.slow
 def test_memory_of_both_recipes_is_that_of_processes_of_their_own() -> None:
     done = CliRunner().invoke(main, ["sdft_memory", "--quick", "--json"])
     assert done.exit_code == 0, done.stderr
