@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,6 +84,7 @@ class WeightsAndBiases:
         self.marks: Marks = {}
         for path in sorted(folder.glob(f"wandb/*run-*-{identity}/run-{identity}.wandb")):
             _merge(self.marks, _wandb_marks(path))
+            _wait_a_second(path.parent)
         self.axes = set[str]()
         settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True, disable_code=True)
         try:
@@ -109,6 +111,13 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def _wait_a_second(folder: Path) -> None:
+    """Wait until a second has passed since a run made its folder, which Weights & Biases names by the second of the
+    start: a run that goes on within that second would write over it.
+    """
+    time.sleep(min(1.0, max(0.0, folder.stat().st_mtime + 1 - time.time())))
 
 
 def drop_links(folder: Path) -> None:

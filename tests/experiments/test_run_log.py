@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from selfdistill.experiments.run import Run
 from selfdistill.experiments.run_log import RunLog, log_comparison, logged
-from selfdistill.io.loggers import Marks
+from selfdistill.io.loggers import Marks, WeightsAndBiases
 from selfdistill.io.run_record import Request
 from selfdistill.training.state import MetricsLog
 from tests.terminal import refused
@@ -175,3 +176,21 @@ def test_a_comparison_is_a_curve_over_seeds_for_each_row(tmp_path: Path) -> None
     assert events(tmp_path) == {"elr()/metrics/accuracy": [(9, 9 / 16), (10, 10 / 16)]}
     with logged(tmp_path / "other", (), {}) as log:
         assert log is None
+
+
+@pytest.mark.parametrize(("age", "wait"), [(0.25, 0.75), (5.0, 0.0), (-60.0, 1.0)])
+def test_a_run_that_goes_on_within_a_second_waits(
+    age: float, wait: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights & Biases names folders by the second; a second one of the same name would write over the first."""
+    wandb = pytest.importorskip("wandb")
+    file = tmp_path / "wandb/offline-run-20260101_000000-abcd1234/run-abcd1234.wandb"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b":W&B" + bytes(3))
+    now, order = time.time(), list[Any]()
+    os.utime(file.parent, (now - age, now - age))
+    monkeypatch.setattr("selfdistill.io.loggers.time.time", lambda: now)
+    monkeypatch.setattr("selfdistill.io.loggers.time.sleep", order.append)
+    monkeypatch.setattr(wandb, "init", lambda **options: order.append(options["id"]))
+    WeightsAndBiases(tmp_path, "abcd1234", {})
+    assert order == [pytest.approx(wait, abs=1e-3), "abcd1234"]
