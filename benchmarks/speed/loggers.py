@@ -12,13 +12,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import Call, in_turns, one_thread, ratio
-from benchmarks.speed.workloads import WORKLOADS, Workload, objective_of
+from benchmarks.speed.timing import Call, in_turns, ratio
+from benchmarks.speed.workloads import Workload, each_workload, objective_of
 from selfdistill.experiments.run_log import logged
 from selfdistill.io.loggers import LOGGERS
 from selfdistill.io.record_stream import heard_by
@@ -40,11 +41,7 @@ def run(repeats: int = 30, quick: bool = False, progress: Callable[[str], None] 
     rounds = 3 if quick else repeats
     os.environ.setdefault("WANDB_MODE", "offline")
     tools = [name for name in LOGGERS if importlib.util.find_spec(name)]
-    models: dict[str, Any] = {}
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        for name, workload in WORKLOADS.items():
-            torch.manual_seed(0)
-            models[name] = _measure(name, workload(quick), tools, rounds, progress)
+    models = each_workload(partial(_measure, tools), rounds, quick, progress)
     worst = max(model["figures"][tool]["epoch"] for model in models.values() for tool in tools)
     return {
         "target": TARGET, "epoch": EPOCH, "repeats": rounds, "quick": quick, "torch": torch.__version__,
@@ -52,13 +49,7 @@ def run(repeats: int = 30, quick: bool = False, progress: Callable[[str], None] 
     }  # fmt: skip
 
 
-def _measure(
-    name: str, work: Workload, tools: list[str], rounds: int, progress: Callable[[str], None] | None
-) -> dict[str, Any]:
-    def tell(done: int) -> None:
-        if progress and (done == rounds or done % 10 == 0):
-            progress(f"{name}: {done} of {rounds} rounds")
-
+def _measure(tools: list[str], work: Workload, rounds: int, tell: Callable[[int], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         os.environ["TRACKIO_DIR"] = os.environ.get("TRACKIO_DIR", f"{folder}/trackio")  # it is read on import
         calls = {tool: _step(work, Path(folder, tool), tool, stack) for tool in (OFF, *tools)}

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import Call, Taken, in_turns, one_thread, ratio
-from benchmarks.speed.workloads import BATCHES, WORKLOADS, Workload, objective_of
+from benchmarks.speed.timing import Call, Taken, in_turns, ratio
+from benchmarks.speed.workloads import BATCHES, Workload, each_workload, objective_of
 from selfdistill.core.step import TrainingClock
 
 TARGET = 0.02  # of run time
@@ -31,11 +31,7 @@ def run(repeats: int = 30, quick: bool = False, progress: Callable[[str], None] 
         progress: told now and then where the measurement is.
     """
     rounds = 3 if quick else repeats
-    models: dict[str, Any] = {}
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        for name, workload in WORKLOADS.items():
-            torch.manual_seed(0)
-            models[name] = _measure(name, workload(quick), rounds, progress)
+    models = each_workload(_measure, rounds, quick, progress)
     shares = [mode["share"] for model in models.values() for mode in model["modes"].values()]
     return {
         "target": TARGET, "steps": RUN, "repeats": rounds, "quick": quick, "torch": torch.__version__, "models": models,
@@ -43,13 +39,8 @@ def run(repeats: int = 30, quick: bool = False, progress: Callable[[str], None] 
     }  # fmt: skip
 
 
-def _measure(name: str, work: Workload, rounds: int, progress: Callable[[str], None] | None) -> dict[str, Any]:
+def _measure(work: Workload, rounds: int, tell: Callable[[int], None]) -> dict[str, Any]:
     groups = [{f"{mode} {kind}": _step(work, mode, kind) for kind in (WITHOUT, BETWEEN, LOOK)} for mode in MODES]
-
-    def tell(done: int) -> None:
-        if progress and (done == rounds or done % 10 == 0):
-            progress(f"{name}: {done} of {rounds} rounds")
-
     taken = in_turns(groups, rounds, warm_up=BATCHES + 1, progress=tell)
     return {"about": work.about, "modes": {mode: _share(taken, mode) for mode in MODES}}
 

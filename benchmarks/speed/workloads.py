@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.speed.timing import Call
+from benchmarks.speed.timing import Call, one_thread
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import Part, Term
 from selfdistill.core.step import Batch, Rows
@@ -255,3 +256,30 @@ __all__ = [
     "taught",
     "through_objective",
 ]
+
+
+def each_workload(
+    measure: Callable[[Workload, int, Callable[[int], None]], dict[str, Any]],
+    rounds: int,
+    quick: bool,
+    progress: Callable[[str], None] | None,
+) -> dict[str, dict[str, Any]]:
+    """What is measured of each model, by its name, on one thread.
+
+    Args:
+        measure: given a workload, the rounds, and what it calls with the rounds that are done.
+        rounds: of each model.
+        quick: tiny models.
+        progress: told now and then where the measurement is.
+    """
+
+    def told(name: str, done: int) -> None:
+        if progress and (done == rounds or done % 10 == 0):
+            progress(f"{name}: {done} of {rounds} rounds")
+
+    found = dict[str, dict[str, Any]]()
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        for name, workload in WORKLOADS.items():
+            torch.manual_seed(0)
+            found[name] = measure(workload(quick), rounds, partial(told, name))
+    return found
