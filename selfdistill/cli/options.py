@@ -93,6 +93,11 @@ class Finite(click.FloatRange):
         return number
 
 
+def joined(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The values of an option that may be repeated, as a request has them: one text, or None of none."""
+    return "|".join(values) or None
+
+
 def number_or_column(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
     """A number of tasks, 2 or more, or the name of a column."""
     if value is None:
@@ -321,7 +326,7 @@ DATA_OPTIONS = [
         "--eval-tasks",
         multiple=True,
         metavar="YAML",
-        callback=lambda context, option, values: "|".join(values) or None,
+        callback=joined,
         help="Prompts: also evaluate on a task of lm-eval (EleutherAI's harness), given by its YAML file; needs "
         "--trust-code, as its templates and functions are code. May be repeated.",
     ),
@@ -384,7 +389,7 @@ DATA_OPTIONS = [
         "--budget",
         multiple=True,
         metavar="BOUND",
-        callback=lambda context, option, values: "|".join(values) or None,
+        callback=joined,
         help="Bound the whole: time (90s, 10min, 2h), memory (4GiB), sample passes (20000passes; a forward pass counts "
         "1, a backward pass 2). May be repeated. What it cuts is reported.",
     ),

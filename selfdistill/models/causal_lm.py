@@ -470,7 +470,7 @@ class Causal(LargeModel):
 
     def renamed(self, name: str, adapter: str | None) -> str:
         """The name in another adapter of a weight of its own adapter."""
-        return ".".join(adapter if part == self.adapter_name and adapter else part for part in name.split("."))
+        return name_in_adapter(name, str(self.adapter_name), adapter) if adapter else name
 
     @contextlib.contextmanager
     def _as_it_learns(self) -> Iterator[None]:
@@ -559,6 +559,15 @@ def _learning_only(module: Causal, state: dict[str, Any], prefix: str, metadata:
     names = {prefix + name for name in module.saved_names}
     for name in [n for n in state if n.startswith(prefix) and n not in names]:
         del state[name]
+
+
+def name_in_adapter(name: str, own: str, adapter: str) -> str:
+    """The name of an adapter's weight in another adapter.
+
+    >>> name_in_adapter("q.lora_A.default.weight", "default", "peer1")
+    'q.lora_A.peer1.weight'
+    """
+    return ".".join(adapter if part == own else part for part in name.split("."))
 
 
 class PromptLengthError(DataError):

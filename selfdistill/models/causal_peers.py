@@ -15,7 +15,7 @@ from .. import rng
 from ..core.logits import Logits
 from ..core.outputs import Composite, ModelWrapper
 from ..errors import RecipeError
-from .causal_lm import Causal
+from .causal_lm import Causal, name_in_adapter
 
 MOST_PEERS = 16
 
@@ -108,7 +108,10 @@ class CausalPeers(Causal, Composite):
 
         weights, own = dict(self.named_parameters()), self.names[0]
         for pair in factor_pairs(self, [name for name in weights if own in name.split(".")]):
-            named = [FactorPair(_of(pair.a, own, n), _of(pair.b, own, n), pair.experts) for n in (*self.names, MEAN)]
+            named = [
+                FactorPair(name_in_adapter(pair.a, own, n), name_in_adapter(pair.b, own, n), pair.experts)
+                for n in (*self.names, MEAN)
+            ]
             factors = [peer.split(weights) for peer in named[:-1]]
             a, b = torch.cat([f for f, _ in factors], -2), torch.cat([f for _, f in factors], -1) / len(factors)
             for name, value in named[-1].joined(a, b).items():
@@ -155,15 +158,6 @@ def _no_teacher() -> RecipeError:
 def _recomputes(model: Causal) -> bool:
     """Whether activations are computed again in the backward pass."""
     return any(vars(module).get("gradient_checkpointing", False) for module in model.plain.modules())
-
-
-def _of(name: str, own: str, adapter: str) -> str:
-    """The name of an adapter's weight in another adapter.
-
-    >>> _of("q.lora_A.default.weight", "default", "peer1")
-    'q.lora_A.peer1.weight'
-    """
-    return ".".join(adapter if part == own else part for part in name.split("."))
 
 
 def _wider(config: Any, times: int) -> Any:
