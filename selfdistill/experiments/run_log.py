@@ -17,11 +17,11 @@ from typing import Any
 
 from ..io.loggers import LOGGERS, Config, Logger, points_of, require_loggers
 from ..io.record_stream import heard_by
+from ..io.run_record import METRICS, STEPS
 from ..io.schema import read_json
 from ..io.tensors import write_json
 
 FILE = "log.json"
-METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
 FILES = (FILE, "tensorboard", "wandb")  # that logging leaves in a run folder
 PLACES = ("generation", "epoch", "step")  # of a line, not figures
 
@@ -74,8 +74,13 @@ class RunLog:
 
 def logged_before(folder: Path) -> tuple[str, ...]:
     """The tools that a run is logged to already; none for a run without."""
+    return tuple(_noted(folder).get("tools", ()))
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """What ``log.json`` has: the tools and the id of the run there; nothing for a run without."""
     path = folder / FILE
-    return tuple(read_json(path, {"id": str, "tools": [str]})["tools"]) if path.exists() else ()
+    return read_json(path, {"id": str, "tools": [str]}) if path.exists() else {}
 
 
 @contextmanager
@@ -95,9 +100,8 @@ def logged(folder: Path, names: Sequence[str], config: Config) -> Iterator[RunLo
         yield None
         return
     require_loggers(names)
-    path = folder / FILE
-    identity = read_json(path, {"id": str, "tools": [str]})["id"] if path.exists() else secrets.token_hex(4)
-    write_json(path, {"id": identity, "tools": list(names)})
+    identity = _noted(folder).get("id") or secrets.token_hex(4)
+    write_json(folder / FILE, {"id": identity, "tools": list(names)})
     loggers = list[Logger]()
     try:
         loggers += (LOGGERS[name](folder, identity, config) for name in names)

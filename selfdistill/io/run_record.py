@@ -469,6 +469,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 METRICS = "metrics.jsonl"
+STEPS = "steps.jsonl"  # of language models, a line a step
 LOGS = (METRICS, f"control/{METRICS}")
 
 

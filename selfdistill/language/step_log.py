@@ -13,10 +13,9 @@ import torch
 from ..core import distributed
 from ..core.step import Batch, TrainingClock
 from ..io.record_stream import emit
+from ..io.run_record import STEPS
 from ..training.state import RunState, cannot_write
 from ..training.task import Callback
-
-FILE = "steps.jsonl"
 
 
 class StepLog(Callback):
@@ -91,7 +90,7 @@ class StepLog(Callback):
 
 
 def _path(state: RunState) -> Path | None:
-    return None if state.folder is None else state.folder / FILE
+    return None if state.folder is None else state.folder / STEPS
 
 
 def _entry(line: bytes) -> tuple[int, int] | None:
