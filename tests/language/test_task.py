@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import random
 import statistics
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,17 @@ from selfdistill.language.recipes import RECIPES
 from selfdistill.language.run import paired, spread
 from selfdistill.language.sampling import Vllm, export
 from selfdistill.language.trainer import fit
+from selfdistill.training.settings import Settings
 from tests.language.tiny import prompts, student, write_prompts
 from tests.terminal import passed
+
+
+def test_fit_takes_every_field_of_the_settings() -> None:
+    """Whoever adds a field to `Settings` adds it here too; of these the method gives advice, or the model."""
+    parameters, advised = inspect.signature(fit).parameters, {"epochs", "batch_size", "lr", "clip", "precision"}
+    for field in fields(Settings):
+        assert parameters[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[field.name].default == (None if field.name in advised else field.default), field.name
 
 
 @pytest.fixture(scope="module")
